@@ -1,0 +1,83 @@
+"""Power-Softmax: attention weights ``s^p / (ε + Σ s^p)``, p even. No exp, no max, no comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from secureattn.approx.softmax import RowWeights
+from secureattn.tensor import Public, Tensor
+
+
+def power_softmax(
+    s: Tensor, *, p: int, epsilon: float, reciprocal: Callable[[Tensor], Tensor], mask: Public | None = None
+) -> RowWeights:
+    """``s_j^p / (ε + Σ_k s_k^p)`` over the last axis of scores ``[B,H,S,S]``.
+
+    The mask multiplies ``s^p`` (0 hides a key), so a fully masked row gives weights 0, never a division by 0.
+    Domain: all scores; the normaliser must lie in the domain of ``reciprocal``, whose lower end may be ε.
+    Error: that of ``reciprocal``, relative. s and −s get the same weight: a model must be trained with it.
+    Cost: log2 p squarings per score, one reciprocal per row (site ``normaliser``).
+    Source: Zimerman et al., arXiv 2410.09457, eq. 3.
+    """
+    powers = even_power(s, p)
+    if mask is not None:
+        powers = powers * mask
+    return RowWeights(powers, reciprocal(powers.sum(-1) + epsilon))
+
+
+def power_softmax_stable(
+    s: Tensor, *, p: int, epsilon: float, reciprocal: Callable[[Tensor], Tensor], delta: float = 1e-6
+) -> RowWeights:
+    """The training form: scores divided by ``c = max|s| + δ`` of their row first, which bounds every power by 1.
+
+    Equal to ``power_softmax`` with ``ε·c^p``. Domain: all scores.
+    Error: that of ``reciprocal``.
+    Cost: a max per row (needs COMPARE) and two reciprocals per row.
+    Source: Zimerman et al., arXiv 2410.09457, stable variant.
+    """
+    largest = even_power(s, 2).max(-1) + delta
+    return RowWeights(*_rescaled(s, p, reciprocal(largest), epsilon, reciprocal))
+
+
+def _rescaled(
+    s: Tensor, p: int, inverse_square: Tensor, epsilon: float, reciprocal: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    powers = even_power(s.square() * inverse_square, p // 2)
+    return powers, reciprocal(powers.sum(-1) + epsilon)
+
+
+def power_softmax_length_agnostic(
+    s: Tensor, *, p: int, epsilon: float, reciprocal: Callable[[Tensor], Tensor], mask: Public | None = None
+) -> RowWeights:
+    """``s^p/n / (ε + mean s^p)``: the normaliser's range does not grow with the number n of keys.
+
+    With a mask, n counts the keys left in each row. Domain: all scores; the mean must lie in ``reciprocal``'s domain.
+    Error: that of ``reciprocal``, relative.
+    Cost: as ``power_softmax``.
+    Source: Zimerman et al., arXiv 2410.09457, length-agnostic variant.
+    """
+    powers = even_power(s, p)
+    keys: Public = s.shape[-1]
+    if mask is not None:
+        powers = powers * mask
+        keys = np.maximum(np.broadcast_to(mask, (*np.shape(mask)[:-1], s.shape[-1])).sum(-1, keepdims=True), 1.0)
+    per_key = 1.0 / keys
+    return RowWeights(powers, reciprocal(powers.sum(-1) * per_key + epsilon) * per_key)
+
+
+def even_power(s: Tensor, p: int) -> Tensor:
+    """``s^p`` for p ≥ 1 by repeated squaring.
+
+    Domain: all reals.
+    Error: none.
+    Cost: depth ⌈log2 p⌉, ⌊log2 p⌋ + popcount(p) − 1 products.
+    Source: definition.
+    """
+    if p < 1:
+        raise ValueError(f"the power must be at least 1, not {p}")
+    if p == 1:
+        return s
+    half = even_power(s.square(), p // 2)
+    return half * s if p % 2 else half

@@ -1,0 +1,205 @@
+"""Ring elements as numpy arrays: SEAL's public file format, exact modular arithmetic, two-prime CRT, masks.
+
+Residues are uint64, ``[size][primes][N]`` for a ciphertext, ``[primes][N]`` for one ring element. Needs no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from secureattn.errors import InputError
+
+Residues = npt.NDArray[np.uint64]
+
+MAX_MODULUS = 1 << 60
+_ONE_STEP = 1 << 56  # below it a float64 quotient is near enough, see mulmod
+_HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, version major and minor, compression, reserved, bytes
+_MAGIC, _STORED, _ZSTD = 0xA15E, 0, 2
+CIPHERTEXT = struct.Struct("<4QBQQQdQ")  # parms_id, is_ntt, size, N, primes, scale, correction factor
+
+
+# ---- arithmetic -------------------------------------------------------------------------------------------------
+
+
+def mulmod(a: Residues, b: Residues | int, modulus: int) -> Residues:
+    """``a·b mod modulus`` elementwise and exact, for a, b < modulus ≤ 2^60.
+
+    With q̂ the float64 quotient, a·b - q̂·m is computed modulo 2^64. q̂ errs by at most m·2^-51 + 1, so below 2^56
+    the true difference fits a signed word; larger moduli take b in two halves, whose quotients stay below 2^30.
+    """
+    if not 1 < modulus <= MAX_MODULUS:
+        raise ValueError(f"modulus {modulus} is outside 2..2^60")
+    left = np.atleast_1d(a)
+    right = np.atleast_1d(np.asarray(b, dtype=np.uint64))
+    if modulus < _ONE_STEP:
+        return _reduced_product(left, right, modulus)
+    half = np.uint64(30)
+    high = _reduced_product(left, right >> half, modulus)
+    shifted = _reduced_product(high, np.full(1, 1 << 30, dtype=np.uint64), modulus)
+    low = _reduced_product(left, right & np.uint64((1 << 30) - 1), modulus)
+    return (shifted + low) % np.uint64(modulus)
+
+
+def _reduced_product(a: Residues, b: Residues, modulus: int) -> Residues:
+    quotient = (a.astype(np.float64) * b.astype(np.float64) / modulus).astype(np.uint64)
+    difference = (a * b - quotient * np.uint64(modulus)).view(np.int64)
+    return np.remainder(difference, np.int64(modulus)).view(np.uint64)
+
+
+def negmod(a: Residues, modulus: int) -> Residues:
+    """``-a mod modulus``, for a < modulus."""
+    return np.where(a == 0, a, np.uint64(modulus) - a)
+
+
+@dataclass(frozen=True)
+class WideIntegers:
+    """Signed integers too wide for a word, ``low + base·high`` with 0 ≤ low < base ≤ 2^62 and signed high: ``[N]``."""
+
+    low: Residues
+    high: npt.NDArray[np.int64]
+    base: int
+
+    def __neg__(self) -> WideIntegers:
+        carry = self.low == 0  # -(low + base·high) = (base - low) + base·(-high - 1), to keep 0 ≤ low < base
+        low = np.where(carry, self.low, np.uint64(self.base) - self.low)
+        return WideIntegers(low, np.where(carry, -self.high, -self.high - 1), self.base)
+
+    def reduce(self, modulus: int) -> Residues:
+        """Residues modulo one modulus ≤ 2^60, exact: ``[N]``."""
+        high = np.remainder(self.high, np.int64(modulus)).view(np.uint64)
+        low = self.low % np.uint64(modulus)
+        return (low + mulmod(high, self.base % modulus, modulus)) % np.uint64(modulus)
+
+    def residues(self, primes: Sequence[int]) -> Residues:
+        """Residues modulo every prime: ``[primes][N]``."""
+        return np.stack([self.reduce(prime) for prime in primes])
+
+    def magnitude(self) -> float:
+        """Largest absolute value, to float64 precision."""
+        return float(np.abs(self.low.astype(np.float64) + float(self.base) * self.high).max())
+
+
+def lift(residues: Residues, primes: tuple[int, int]) -> WideIntegers:
+    """The centred integers x, -Q/2 ≤ x < Q/2 with Q = q₀·q₁, that have these residues ``[2][N]``.
+
+    x = x₀ + q₀·t with t = (x₁ - x₀)·q₀⁻¹ mod q₁ (Garner), less Q where x ≥ Q/2.
+    """
+    q0, q1 = primes
+    x0 = residues[0]
+    difference = (residues[1] + negmod(x0 % np.uint64(q1), q1)) % np.uint64(q1)
+    t = mulmod(difference, pow(q0, -1, q1), q1)
+    half = (q0 * q1 + 1) // 2
+    t_half, x_half = np.uint64(half // q0), np.uint64(half % q0)
+    upper = (t > t_half) | ((t == t_half) & (x0 >= x_half))
+    return WideIntegers(x0, t.view(np.int64) - np.where(upper, np.int64(q1), np.int64(0)), q0)
+
+
+def uniform_mask(count: int, bits: int) -> WideIntegers:
+    """``count`` integers uniform on [-2^(bits-1), 2^(bits-1)), 2 ≤ bits ≤ 120, from the system's CSPRNG."""
+    if not 2 <= bits <= 120:
+        raise ValueError(f"mask of {bits} bits is outside 2..120")
+    low_bits = bits // 2
+    high_bits = bits - low_bits
+    words = np.frombuffer(os.urandom(16 * count), dtype=np.uint64).reshape(2, count)
+    low = words[0] >> np.uint64(64 - low_bits)
+    high = (words[1] >> np.uint64(64 - high_bits)).view(np.int64) - np.int64(1 << (high_bits - 1))
+    return WideIntegers(low, high, 1 << low_bits)
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def scratch_file() -> Iterator[Path]:
+    """A path only this user can read (mode 0600), in memory where the system has a tmpfs; always removed."""
+    memory = Path("/dev/shm")
+    folder = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+    handle, name = tempfile.mkstemp(prefix="secureattn-", dir=folder)
+    os.close(handle)
+    path = Path(name)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def check_header(blob: bytes, what: str) -> None:
+    """Refuse what is not one whole SEAL object: InputError."""
+    if len(blob) < _HEADER.size:
+        raise InputError(f"{what} has {len(blob)} bytes, too few for a header; it is truncated, send it again")
+    magic, header_size, *_, total = _HEADER.unpack_from(blob)
+    if magic != _MAGIC or header_size != _HEADER.size:
+        raise InputError(f"{what} is not a SEAL file; send one made by this library with the same parameters")
+    if total != len(blob):
+        raise InputError(f"{what} has {len(blob)} bytes, its header says {total}; it is truncated, send it again")
+
+
+def pack_ciphertext(
+    residues: Residues, *, parms_id: Sequence[int], scale: float, is_ntt: bool, version: tuple[int, int]
+) -> bytes:
+    """An uncompressed SEAL ciphertext file holding residues ``[size][primes][N]``; ``version`` is SEAL's own."""
+    size, primes, degree = residues.shape
+    body = CIPHERTEXT.pack(*parms_id, is_ntt, size, degree, primes, scale, 1)
+    data = struct.pack("<Q", residues.size) + np.ascontiguousarray(residues, dtype="<u8").tobytes()
+    return with_header(body + with_header(data, version), version)
+
+
+def with_header(body: bytes, version: tuple[int, int]) -> bytes:
+    """An uncompressed SEAL file."""
+    return _HEADER.pack(_MAGIC, _HEADER.size, *version, _STORED, 0, _HEADER.size + len(body)) + body
+
+
+def unpack_ciphertext(blob: bytes) -> Residues:
+    """Residues ``[size][primes][N]`` of a SEAL ciphertext file that is not seeded; InputError on any other.
+
+    A compressed file needs ``zstd_decompressor()``, see there.
+    """
+    check_header(blob, "ciphertext")
+    body = content(blob)
+    start = CIPHERTEXT.size + _HEADER.size + 8
+    if len(body) < start:
+        raise InputError("ciphertext ends inside its description; it is truncated, send it again")
+    *_, size, degree, primes, _scale, _correction = CIPHERTEXT.unpack_from(body)
+    count = size * degree * primes
+    if len(body) - start != 8 * count:
+        raise InputError("ciphertext holds other data than its size says; load a seeded one with SEAL first")
+    return np.frombuffer(body, dtype="<u8", offset=start).reshape(size, primes, degree)
+
+
+def content(blob: bytes) -> bytes:
+    """What a SEAL file holds behind its header, decompressed."""
+    compression, body = blob[5], blob[_HEADER.size :]
+    if compression == _STORED:
+        return body
+    decompress = zstd_decompressor()
+    if compression != _ZSTD or decompress is None:
+        raise InputError("ciphertext file is compressed in a way this installation cannot read; pip install zstandard")
+    try:
+        return decompress(body)
+    except Exception as error:  # each zstd library has its own exception
+        raise InputError("ciphertext file is damaged inside; send it again") from error
+
+
+def zstd_decompressor() -> Callable[[bytes], bytes] | None:
+    """Python 3.14's own zstd or the ``zstandard`` package, whichever is here; None where neither is."""
+    try:
+        return cast(Callable[[bytes], bytes], importlib.import_module("compression.zstd").decompress)
+    except ImportError:
+        pass
+    try:
+        package = importlib.import_module("zstandard")
+    except ImportError:
+        return None
+    # SEAL writes streams without a content size, which only the streaming interface accepts
+    return lambda body: bytes(package.ZstdDecompressor().decompressobj().decompress(body))

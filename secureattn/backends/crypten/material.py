@@ -1,0 +1,168 @@
+"""What a dealer hands out: for every kind of correlated randomness its masks, what follows from them, and its header.
+
+A request expands to *masks*, drawn by every party from the key it shares with the dealer, and *derived* values,
+computed by the dealer from the masks' plain sums. All parties but the first draw their share of a derived value too;
+the first receives what is missing, the correction. So one party receives 8 bytes an element and the others nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from secureattn.errors import EngineError
+
+if TYPE_CHECKING:
+    from secureattn.backends.crypten.csprng import Csprng
+
+Shape = tuple[int, ...]
+MAX_AXES = 8
+HEADER_WORDS = 4 + 2 * MAX_AXES  # kind, argument, axes of both shapes, then the shapes
+
+
+class Kind(IntEnum):
+    """Kinds of correlated randomness; additive sharing unless said otherwise."""
+
+    STOP = 0
+    PRODUCT = 1  # a, b → a·b, broadcasting
+    SQUARE = 2  # a → a²
+    INNER = 3  # a, b → Σ a·b over the last axis, kept as 1
+    INNER_SQUARE = 4  # a → Σ a² over the last axis, kept as 1
+    MATMUL = 5  # a [..,m,k], b [..,k,n] → a·b
+    FIX = 6  # b, kept by the dealer under the argument's number
+    MATMUL_FIXED = 7  # a [m,k] → a·bᵀ with the kept b [n,k]
+    AND = 8  # a, b → a & b, all XOR shared
+    BIT = 9  # a bit, XOR shared → the same bit, additively shared
+    TRUNCATE = 10  # r → r >> argument, top bit of r; r as an unsigned number
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to the dealer: a kind, the shapes of its masks, and a number (see Kind)."""
+
+    kind: Kind
+    first: Shape = ()
+    second: Shape = ()
+    argument: int = 0
+
+    @property
+    def masks(self) -> tuple[Shape, ...]:
+        """Shapes every party expands from its key."""
+        if self.kind in (Kind.PRODUCT, Kind.INNER, Kind.MATMUL, Kind.AND):
+            return (self.first, self.second)
+        return () if self.kind is Kind.STOP else (self.first,)
+
+    @property
+    def derived(self) -> tuple[Shape, ...]:
+        """Shapes of the values that follow from the masks."""
+        if self.kind in (Kind.STOP, Kind.FIX):
+            return ()
+        if self.kind is Kind.TRUNCATE:
+            return (self.first, self.first)
+        if self.kind in (Kind.SQUARE, Kind.BIT):
+            return (self.first,)
+        if self.kind is Kind.INNER_SQUARE:
+            return ((*self.first[:-1], 1),)
+        if self.kind is Kind.MATMUL:
+            batch = np.broadcast_shapes(self.first[:-2], self.second[:-2])
+            return ((*batch, self.first[-2], self.second[-1]),)
+        if self.kind is Kind.MATMUL_FIXED:
+            return ((self.first[0], self.second[0]),)
+        shape = np.broadcast_shapes(self.first, self.second)
+        return ((*shape[:-1], 1),) if self.kind is Kind.INNER else (shape,)
+
+    @property
+    def correction_bytes(self) -> int:
+        """Bytes the dealer sends to the first party."""
+        return 8 * sum(elements(shape) for shape in self.derived)
+
+    @property
+    def dealer_macs(self) -> int:
+        """Ring multiply-accumulates of the dealer's matrix product."""
+        if self.kind in (Kind.MATMUL, Kind.MATMUL_FIXED):
+            return elements(self.derived[0]) * self.first[-1]
+        return 0
+
+    def keystream_bytes(self, rank: int) -> int:
+        """Bytes of key stream party ``rank`` expands."""
+        masks = sum(elements(shape) for shape in self.masks)
+        derived = sum(elements(shape) for shape in self.derived) if rank else 0
+        return (1 if self.kind is Kind.BIT else 8) * masks + 8 * derived
+
+    def header(self) -> torch.Tensor:
+        """The request as a fixed-length int64 tensor."""
+        for shape in (self.first, self.second):
+            if len(shape) > MAX_AXES:
+                raise EngineError(f"a dealer request holds at most {MAX_AXES} axes, {shape} has {len(shape)}")
+        words = torch.zeros(HEADER_WORDS, dtype=torch.int64)
+        words[:4] = torch.tensor([int(self.kind), self.argument, len(self.first), len(self.second)])
+        for start, shape in ((4, self.first), (4 + MAX_AXES, self.second)):
+            words[start : start + len(shape)] = torch.tensor(shape, dtype=torch.int64)
+        return words
+
+    @classmethod
+    def parse(cls, header: torch.Tensor) -> Request:
+        """The request a header holds; refuses what no party of ours sends."""
+        kind, argument, axes_first, axes_second, *axes = header.tolist()
+        known = kind in list(Kind) and all(0 <= n <= MAX_AXES for n in (axes_first, axes_second))
+        if not known or any(axis < 0 for axis in axes):
+            raise EngineError("the dealer received a malformed request; all parties must run the same version")
+        second = axes[MAX_AXES : MAX_AXES + axes_second]
+        return cls(Kind(kind), tuple(axes[:axes_first]), tuple(second), argument)
+
+
+def draw(request: Request, stream: Csprng, *, derived: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """A party's shares of the masks, and of the derived values where it draws those as well."""
+    mask = stream.bits if request.kind is Kind.BIT else stream.ring
+    masks = [mask(shape) for shape in request.masks]
+    return masks, [stream.ring(shape) for shape in request.derived] if derived else []
+
+
+def derive(request: Request, masks: Sequence[torch.Tensor], kept: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
+    """The derived values in plain, from the masks in plain; ``kept`` holds the matrices of FIX."""
+    kind = request.kind
+    if kind is Kind.FIX:
+        return []
+    if kind is Kind.BIT:
+        return [masks[0].clone()]
+    if kind is Kind.TRUNCATE:
+        low = (1 << (64 - request.argument)) - 1
+        return [(masks[0] >> request.argument) & low, (masks[0] >> 63) & 1]
+    if kind is Kind.MATMUL:
+        return [torch.matmul(masks[0], masks[1])]
+    if kind is Kind.MATMUL_FIXED:
+        return [torch.matmul(masks[0], kept[request.argument].t())]
+    if kind is Kind.AND:
+        return [masks[0] & masks[1]]
+    product = masks[0] * masks[1 if len(masks) == 2 else 0]
+    return [product.sum(-1, keepdim=True) if kind in (Kind.INNER, Kind.INNER_SQUARE) else product]
+
+
+def combine(request: Request, shares: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The plain value of a mask from all its shares."""
+    total = shares[0].clone()
+    for share in shares[1:]:
+        if request.kind in (Kind.AND, Kind.BIT):
+            total ^= share
+        else:
+            total += share
+    return total
+
+
+def remove(request: Request, value: torch.Tensor, share: torch.Tensor) -> None:
+    """Take one party's share off a derived value, in place."""
+    if request.kind is Kind.AND:
+        value ^= share
+    else:
+        value -= share
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many elements a shape holds."""
+    return math.prod(shape)

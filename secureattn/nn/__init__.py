@@ -1,0 +1,1 @@
+"""Networks, written once over the Tensor interface."""

@@ -1,0 +1,99 @@
+"""What a model computes: its shape, its attention kind, its norms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from secureattn.errors import ProtocolError
+
+ATTENTIONS = ("power_softmax", "power_softmax_length_agnostic", "softmax", "quad")
+NORMS = ("layernorm", "batchnorm")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A transformer encoder for classification.
+
+    ``tokens`` S, ``features`` per token before embedding, ``width`` D, ``heads`` H, ``hidden`` FFN width, ``classes``.
+    ``attention`` is one of ATTENTIONS, with ``power`` and ``attention_epsilon`` for Power-Softmax. ``layernorm`` needs
+    its statistics at run time; ``batchnorm`` folds into the next linear layer.
+    """
+
+    name: str
+    tokens: int
+    features: int
+    width: int
+    heads: int
+    hidden: int
+    layers: int
+    classes: int
+    attention: str = "power_softmax"
+    power: int = 4
+    attention_epsilon: float = 1.0
+    norm: str = "layernorm"
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} must be a positive whole number, not {getattr(self, name)!r}"
+            for name in ("tokens", "features", "width", "heads", "hidden", "layers", "classes", "power")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+        ]
+        if not wrong and self.width % self.heads:
+            wrong.append(f"width {self.width} does not divide into {self.heads} heads")
+        if self.attention not in ATTENTIONS:
+            wrong.append(f"attention {self.attention!r} is none of {', '.join(ATTENTIONS)}")
+        if self.norm not in NORMS:
+            wrong.append(f"norm {self.norm!r} is none of {', '.join(NORMS)}")
+        if not wrong and self.attention.startswith("power") and self.power % 2:
+            wrong.append(f"power must be even, not {self.power}")
+        wrong += [
+            f"{name} must be positive, not {getattr(self, name)!r}"
+            for name in ("attention_epsilon", "norm_epsilon")
+            if not getattr(self, name) > 0
+        ]
+        if wrong:
+            raise ProtocolError(f"model {self.name!r}", wrong)
+
+    @property
+    def head_width(self) -> int:
+        """Dh = D/H."""
+        return self.width // self.heads
+
+    def sites(self) -> dict[str, str]:
+        """Every place a non-linear function of one variable is computed → the function's name."""
+        found: dict[str, str] = {}
+        for i in range(self.layers):
+            if self.norm == "layernorm":
+                found[f"layer.{i}/attention/norm"] = "rsqrt"
+                found[f"layer.{i}/ffn/norm"] = "rsqrt"
+            if self.attention == "softmax":
+                found[f"layer.{i}/attention/exp"] = "exp"
+            found[f"layer.{i}/attention/normaliser"] = "reciprocal"
+            found[f"layer.{i}/ffn/gelu"] = "gelu"
+        return found
+
+    def to_json(self) -> str:
+        """The text of config.json."""
+        return json.dumps({"format": 1, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> ModelConfig:
+        """Read config.json; every unknown or missing key is named."""
+        try:
+            raw: Mapping[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ProtocolError(f"model config {path}", [str(error)]) from error
+        if not isinstance(raw, dict) or raw.get("format") != 1:
+            raise ProtocolError(f"model config {path}", ['"format" must be 1, the only version this release reads'])
+        known = {f.name for f in fields(cls)}
+        required = {"name", "tokens", "features", "width", "heads", "hidden", "layers", "classes"}
+        wrong = [f"unknown key {key!r}" for key in raw if key not in known | {"format"}]
+        wrong += [f"missing key {key!r}" for key in sorted(required - set(raw))]
+        if wrong:
+            raise ProtocolError(f"model config {path}", wrong)
+        return cls(**{key: value for key, value in raw.items() if key != "format"})

@@ -1,0 +1,82 @@
+"""Calibrated ranges: where each function's argument lies on training data, and the domain that must hold it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secureattn.approx import Interval
+from secureattn.errors import ProtocolError
+from secureattn.nn.config import ModelConfig
+
+_POSITIVE = {"reciprocal", "rsqrt"}
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Per site: the interval ``observed`` on the calibration data and the ``domains`` (observed plus a margin) that
+    approximations must cover; per refresh point: a bound on ``|value|``, margin included.
+    """
+
+    observed: Mapping[str, Interval]
+    domains: Mapping[str, Interval]
+    bounds: Mapping[str, float]
+    samples: int
+    margin: float
+
+    def to_json(self) -> str:
+        """The text of ranges.json."""
+        sites = {
+            site: {"observed": list(self.observed[site]), "domain": list(self.domains[site])}
+            for site in sorted(self.domains)
+        }
+        raw = {
+            "format": 1,
+            "samples": self.samples,
+            "margin": self.margin,
+            "sites": sites,
+            "bounds": dict(sorted(self.bounds.items())),
+        }
+        return json.dumps(raw, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: Path, config: ModelConfig) -> Ranges:
+        """Read ranges.json; a site the model needs and the file lacks is named, as is any unusable interval."""
+        try:
+            raw: Mapping[str, Any] = json.loads(path.read_text())
+            if raw["format"] != 1:
+                raise ValueError(f"format {raw['format']} is not 1, the only version this release reads")
+            observed = {site: (float(v["observed"][0]), float(v["observed"][1])) for site, v in raw["sites"].items()}
+            domains = {site: (float(v["domain"][0]), float(v["domain"][1])) for site, v in raw["sites"].items()}
+            bounds = {site: float(v) for site, v in raw["bounds"].items()}
+            samples, margin = int(raw["samples"]), float(raw["margin"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise ProtocolError(f"ranges {path}", [f"cannot be read: {error!r}"]) from error
+        wrong = [f"no range for {site}; run secureattn calibrate" for site in config.sites() if site not in domains]
+        wrong += [
+            f"{site}: [{low}, {high}] is not an interval"
+            for site, (low, high) in domains.items()
+            if not (math.isfinite(low) and math.isfinite(high) and low < high)
+        ]
+        wrong += [f"{site}: bound {b} is not a positive number" for site, b in bounds.items() if not 0 < b < math.inf]
+        if wrong:
+            raise ProtocolError(f"ranges {path}", wrong)
+        return cls(observed, domains, bounds, samples, margin)
+
+
+def widened(function: str, interval: Interval, margin: float, floor: float = 0.0) -> Interval:
+    """An interval plus a margin: by a factor ``1+margin`` for functions of positive values (never below ``floor``),
+    by that share of the larger end, symmetrically, for GELU, by that share of the width otherwise.
+    """
+    low, high = interval
+    if function in _POSITIVE:
+        return max(low / (1 + margin), floor), high * (1 + margin)
+    if function == "gelu":
+        m = max(abs(low), abs(high)) * (1 + margin)
+        return -m, m
+    pad = (high - low) * margin
+    return low - pad, high + pad

@@ -1,0 +1,292 @@
+"""Plans: a model under a protocol, run on the symbolic engine. Chooses parameters and refresh points, predicts cost,
+and refuses what cannot run before any key is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from secureattn.approx import Realisation
+from secureattn.backends.ckks.backend import CkksBackend
+from secureattn.backends.ckks.batch import BatchTensor
+from secureattn.backends.ckks.costs import key_generation_s, primitive_s
+from secureattn.backends.ckks.machine import OutOfLevels
+from secureattn.backends.ckks.parameters import RINGS, CkksParameters, chain, most_levels
+from secureattn.backends.ckks.wire import fresh_bytes, stored_bytes
+from secureattn.backends.symbolic import SymbolicCkks, SymbolicMpc, Unlimited
+from secureattn.errors import CapabilityError, PlanError, ProtocolError
+from secureattn.events import Recorder
+from secureattn.nn.encoder import Encoder
+from secureattn.nn.fold import Folded, fold
+from secureattn.nn.model import Model
+from secureattn.protocol import Protocol
+
+HIDING_BITS = 40
+"""Least statistical hiding of a value by a refresh mask."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CkksPlan:
+    """One evaluator's run over one batch of ``capacity`` queries; ``batches`` of them are needed."""
+
+    parameters: CkksParameters
+    schedule: frozenset[str]
+    points: Mapping[str, int]
+    rotations: tuple[int, ...]
+    tokens: int
+    capacity: int
+    batches: int
+    depth: int
+    output_level: int
+    hiding_bits: float | None
+    recorder: Recorder
+    sizes: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MpcPlan:
+    """Every party's run over all samples at once."""
+
+    recorders: tuple[Recorder, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: the realisation of every site, the folded program, and one engine's part."""
+
+    model: Model
+    protocol: Protocol
+    samples: int
+    realisations: Mapping[str, Realisation]
+    ckks: CkksPlan | None = None
+    mpc: MpcPlan | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    def folded(self, *, weights: bool = True) -> Folded:
+        """The program; without weights it has zeros of the right shapes, for whoever may not see them."""
+        model = self.model
+        return fold(model.config, model.weights if weights else model.weight_shapes, self.realisations)
+
+
+def make_plan(model: Model, protocol: Protocol, *, samples: int, progress: Progress | None = None) -> Plan:
+    """Plan a run over ``samples`` queries; raises a PlanError or ProtocolError that says what would help."""
+    if samples < 1:
+        raise PlanError(f"a plan needs at least 1 sample, not {samples}")
+    realisations = protocol.realisations(model)
+    _check_capabilities(protocol, realisations)
+    warnings = tuple(w for w in (protocol.mpc.warning if protocol.engine == "crypten" else None,) if w)
+    draft = Plan(model, protocol, samples, realisations, warnings=warnings)
+    if protocol.engine == "ckks":
+        ckks = _plan_ckks(draft, progress or (lambda _: None))
+        return Plan(model, protocol, samples, realisations, ckks=ckks, warnings=warnings)
+    if protocol.engine == "crypten":
+        return Plan(model, protocol, samples, realisations, mpc=_plan_mpc(draft), warnings=warnings)
+    return draft
+
+
+def _check_capabilities(protocol: Protocol, realisations: Mapping[str, Realisation]) -> None:
+    if protocol.engine != "ckks":
+        return
+    wrong = [
+        f"{site}: {r.label} needs comparison, which the ckks engine lacks; use a polynomial such as "
+        f'{r.function} = {{ kind = "chebyshev", degree = 15 }}'
+        for site, r in realisations.items()
+        if r.needs_comparison
+    ]
+    if wrong:
+        raise CapabilityError("; ".join(wrong))
+
+
+# ---- CKKS -------------------------------------------------------------------------------------------------------
+
+
+def _plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
+    folded, scale_bits = draft.folded(weights=True), draft.protocol.ckks.scale_bits
+    depth = _depth(draft, folded)
+    if draft.protocol.ckks.refresh == "none":
+        return _without_refresh(draft, folded, depth, scale_bits)
+    best: CkksPlan | None = None
+    failure: OutOfLevels | None = None
+    for ring in RINGS:
+        parameters = chain(ring, min(most_levels(ring, scale_bits), max(depth, 1)), scale_bits)
+        if best is not None and _floor_s(draft, parameters) > best.seconds["total"]:
+            continue
+        progress(f"choosing refresh points at ring degree {ring}")
+        try:
+            found = _with_refresh(draft, folded, depth, parameters)
+        except OutOfLevels as error:
+            failure = error
+            continue
+        except PlanError:
+            continue
+        if best is None or found.seconds["total"] < best.seconds["total"]:
+            best = found
+    if best is None:
+        raise failure or PlanError(f"{draft.model.config.name}: no ring up to {RINGS[-1]} holds {_tokens(draft)} tokens")
+    return best
+
+
+def _without_refresh(draft: Plan, folded: Folded, depth: int, scale_bits: int) -> CkksPlan:
+    fitting = [ring for ring in RINGS if ring // 2 >= _tokens(draft)]
+    region = ""
+    for ring in fitting:
+        for levels in range(depth, most_levels(ring, scale_bits) + 1):
+            parameters = chain(ring, levels, scale_bits)
+            try:
+                return _finished(draft, depth, parameters, _run(draft, folded, parameters, frozenset(), refresh=False))
+            except OutOfLevels:  # sums of unequal scales may cost a level that the probe, whose scales agree, did not see
+                continue
+    available = most_levels(fitting[-1], scale_bits)
+    try:
+        _run(draft, folded, chain(fitting[-1], available, scale_bits), frozenset(), refresh=False)
+    except OutOfLevels as error:
+        region = error.region
+    raise PlanError(
+        f"{draft.model.config.name} under {draft.protocol.name} needs {depth} levels in one go, {available} fit 128-bit "
+        f"security at ring degree {fitting[-1]}, and they run out at {region}; lower the degrees there, choose a model "
+        'whose norms fold (norm = "batchnorm"), or set refresh = "client"'
+    )
+
+
+def _with_refresh(draft: Plan, folded: Folded, depth: int, parameters: CkksParameters) -> CkksPlan:
+    """Start with a refresh at every point, then leave out, largest first, each one that is not worth its cost."""
+    backend = _run(draft, folded, parameters, None)
+    schedule = frozenset(backend.refresh_points)
+    hidden = {p: _hiding_bits(draft, parameters, p) for p in schedule}
+    schedule = frozenset(p for p in schedule if hidden[p] >= HIDING_BITS)
+    backend = _run(draft, folded, parameters, schedule)
+    changed = True
+    while changed:
+        changed = False
+        for point in sorted(schedule, key=lambda p: (-backend.refresh_points[p], p)):
+            try:
+                trial = _run(draft, folded, parameters, schedule - {point})
+            except OutOfLevels:
+                continue
+            if trial.recorder.seconds() < backend.recorder.seconds():
+                backend, schedule, changed = trial, schedule - {point}, True
+    return _finished(draft, depth, parameters, backend)
+
+
+def _run(
+    draft: Plan, folded: Folded, parameters: CkksParameters, schedule: frozenset[str] | None, *, refresh: bool = True
+) -> SymbolicCkks:
+    config = draft.model.config
+    backend = SymbolicCkks(parameters, tokens=config.tokens, schedule=schedule, refresh=refresh)
+    network = Encoder(folded, backend)
+    with backend.recorder.phase("online"):
+        x = backend.input((min(draft.samples, backend.batch), config.tokens, config.features))
+        backend.output = cast(BatchTensor, network(x))
+        finish_outputs(backend, backend.output)
+    return backend
+
+
+def finish_outputs(backend: CkksBackend, output: Any) -> list[Any]:
+    """What the evaluator does to results before they leave: rerandomise each."""
+    with backend.recorder.op("rerandomise"):
+        return [backend.machine.rerandomised(part) for part in output.parts.flat]
+
+
+def _finished(draft: Plan, depth: int, parameters: CkksParameters, backend: SymbolicCkks) -> CkksPlan:
+    used = frozenset(p for p in backend.refresh_points if p in backend.schedule)
+    batches = math.ceil(draft.samples / backend.batch)
+    rotations = tuple(sorted(backend.machine.steps))
+    sizes = _sizes(draft, parameters, backend, len(rotations))
+    bits = [_hiding_bits(draft, parameters, p) for p in used]
+    return CkksPlan(
+        parameters=parameters,
+        schedule=used,
+        points=dict(backend.refresh_points),
+        rotations=rotations,
+        tokens=backend.tokens,
+        capacity=backend.batch,
+        batches=batches,
+        depth=depth,
+        output_level=backend.output.level,
+        hiding_bits=min(bits) if bits else None,
+        recorder=backend.recorder,
+        sizes=sizes,
+        seconds=_phases(draft, parameters, backend, len(rotations), batches),
+    )
+
+
+def _sizes(draft: Plan, parameters: CkksParameters, backend: SymbolicCkks, rotations: int) -> dict[str, int]:
+    return {
+        "galois_keys": rotations * parameters.key_bytes(),
+        "relinearisation_key": parameters.key_bytes(),
+        "public_key": parameters.public_key_bytes(),
+        "query": draft.model.config.features * fresh_bytes(parameters),
+        "result": backend.output.parts.size * stored_bytes(parameters, backend.output.level),
+        "ciphertext": parameters.ciphertext_bytes(parameters.levels),
+    }
+
+
+def _phases(
+    draft: Plan, parameters: CkksParameters, backend: SymbolicCkks, rotations: int, batches: int
+) -> dict[str, float]:
+    ring, primes = parameters.ring_degree, parameters.levels + 1
+    features, outputs = draft.model.config.features, backend.output.parts.size
+    seconds = {
+        "keys": (rotations + 2) * key_generation_s(ring, primes + 1),
+        "encrypt": batches * features * (primitive_s("encryptions", ring, primes)),
+        "online": batches * backend.recorder.seconds("online"),
+        "refresh": batches * backend.recorder.seconds("refresh"),
+        "decrypt": batches * outputs * primitive_s("decryptions", ring, backend.output.level + 1),
+    }
+    return {**seconds, "total": sum(seconds.values())}
+
+
+def _hiding_bits(draft: Plan, parameters: CkksParameters, point: str) -> float:
+    bound = draft.model.ranges.bounds.get(point)
+    if bound is None:
+        raise ProtocolError(f"model {draft.model.config.name}", [f"no bound for refresh point {point}; calibrate again"])
+    return parameters.refresh_hiding_bits(bound)
+
+
+def _depth(draft: Plan, folded: Folded) -> int:
+    parameters = cast(CkksParameters, Unlimited(RINGS[-1]))
+    backend = _run(draft, folded, parameters, frozenset(), refresh=False)
+    return parameters.levels - int(backend.output.level)
+
+
+def _floor_s(draft: Plan, parameters: CkksParameters) -> float:
+    """Less than any plan on these parameters can cost: its keys alone."""
+    return 2 * key_generation_s(parameters.ring_degree, parameters.levels + 2)
+
+
+def _tokens(draft: Plan) -> int:
+    return draft.model.config.tokens
+
+
+# ---- secret sharing ---------------------------------------------------------------------------------------------
+
+
+def _plan_mpc(draft: Plan) -> MpcPlan:
+    recorders = tuple(run_symbolic_party(draft, rank).recorder for rank in range(draft.protocol.mpc.parties))
+    seconds = {
+        phase: max(r.seconds(phase) for r in recorders) for phase in ("setup", "encrypt", "offline", "online", "decrypt")
+    }
+    return MpcPlan(recorders, {**seconds, "total": sum(seconds.values())})
+
+
+def run_symbolic_party(plan: Plan, rank: int) -> SymbolicMpc:
+    """One party's program on shapes alone; its runtime's ``requests`` say what the dealer will be asked for."""
+    config = plan.model.config
+    backend = SymbolicMpc(plan.protocol.mpc, rank)
+    recorder = backend.recorder
+    with recorder.phase("setup"):
+        network = Encoder(plan.folded(weights=False), backend)
+    with recorder.phase("encrypt"):
+        x = backend.shape_input((plan.samples, config.tokens, config.features))
+    with recorder.phase("online"):
+        logits = network(x)
+    with recorder.phase("decrypt"):
+        backend.reveal(logits)
+    return backend

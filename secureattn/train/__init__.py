@@ -1,0 +1,1 @@
+"""Range-aware training and calibration: the only place with optimisers."""

@@ -1,0 +1,528 @@
+"""The secret-sharing engine between real processes: values, counts, randomness, failures."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("crypten") is None:
+    pytest.skip("CrypTen is not installed", allow_module_level=True)
+
+import torch
+
+from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.launch import PartyResult, run_parties
+from secureattn.backends.crypten.material import HEADER_WORDS, Kind, Request
+from secureattn.backends.crypten.parameters import MpcParameters
+from secureattn.backends.crypten.planning import NullRuntime
+from secureattn.errors import CapabilityError, EngineError, InputError, ProtocolError
+from secureattn.events import Recorder
+
+SEED = 20240607
+ULP = 2.0**-16  # one unit in the last place of 16 fractional bits
+LIMIT_S = 120.0  # no run takes as long; a hang fails instead of blocking
+
+
+# ---- the table of operations: arrays on the 2^-16 grid, the operation, the same in numpy, the largest error -----
+
+
+def grid(*shape: int, scale: float = 1.0, salt: int = 0) -> np.ndarray:
+    """Random numbers that fixed point holds exactly, so that only truncation errs."""
+    rng = np.random.default_rng([SEED, salt, *shape])
+    return np.rint(rng.normal(size=shape) * scale / ULP) * ULP
+
+
+X, Y, ROW = grid(2, 4, 6), grid(2, 4, 6, salt=1), grid(2, 4, 1, salt=2)
+Q, K = grid(2, 3, 5, 4), grid(2, 3, 5, 4, salt=1)
+A = grid(2, 3, 5, 5)
+W, B = grid(7, 6), grid(7)
+WIDE = grid(3, 7, scale=50.0)
+MASK = (Y > 0).astype(float)
+
+Case = tuple[tuple[np.ndarray, ...], Callable[..., Any], Callable[..., Any], float]
+
+CASES: dict[str, Case] = {
+    # exact: nothing is scaled back
+    "add": ((X, Y), lambda b, x, y: x + y, np.add, 0.0),
+    "add_row": ((X, ROW), lambda b, x, y: x + y, np.add, 0.0),
+    "add_public": ((X,), lambda b, x: 1.25 + x + Y[0], lambda x: x + 1.25 + Y[0], 0.0),
+    "sub_public": ((X,), lambda b, x: 2 - x, lambda x: 2 - x, 0.0),
+    "sub_public_wider": ((ROW,), lambda b, x: x - Y, lambda x: x - Y, 0.0),
+    "neg": ((X,), lambda b, x: -x, np.negative, 0.0),
+    "add_weight": ((X,), lambda b, x: x + b.weight(B[:6]), lambda x: x + B[:6], 0.0),
+    "mul_integer": ((X,), lambda b, x: x * -3, lambda x: -3 * x, 0.0),
+    "mul_mask": ((X,), lambda b, x: x * MASK, lambda x: x * MASK, 0.0),
+    "sum": ((X,), lambda b, x: x.sum(-1), lambda x: x.sum(-1, keepdims=True), 0.0),
+    "heads": ((X,), lambda b, x: x.split_heads(3).merge_heads(), lambda x: x, 0.0),
+    "take": ((X,), lambda b, x: x.take(1, -1), lambda x: x[:, -1:], 0.0),
+    "take_slice": ((X,), lambda b, x: x.take(-1, slice(4, None, -2)), lambda x: x[..., 4::-2], 0.0),
+    "refresh": ((X,), lambda b, x: x.refresh("here").observe("there"), lambda x: x, 0.0),
+    # exact: the comparison's bit is an integer
+    "less": ((X, Y), lambda b, x, y: x.less(y), lambda x, y: (x < y) * 1.0, 0.0),
+    "less_public": ((WIDE,), lambda b, x: x.less(10.5), lambda x: (x < 10.5) * 1.0, 0.0),
+    "less_itself": ((X,), lambda b, x: x.less(x), lambda x: 0.0 * x, 0.0),
+    "select": ((X, Y), lambda b, x, y: x.less(y) * x, lambda x, y: (x < y) * x, 0.0),
+    "max": ((WIDE,), lambda b, x: x.max(-1), lambda x: x.max(-1, keepdims=True), 0.0),
+    "max_one": ((ROW,), lambda b, x: x.max(-1), lambda x: x, 0.0),
+    # one truncation errs by less than one unit in the last place
+    "mul": ((X, Y), lambda b, x, y: x * y, np.multiply, ULP),
+    "mul_row": ((X, ROW), lambda b, x, y: x * y, np.multiply, ULP),
+    "mul_weight": ((X,), lambda b, x: x * b.weight(B[:6]), lambda x: x * B[:6], ULP),
+    "mul_half": ((X,), lambda b, x: x * 0.5, lambda x: x * 0.5, ULP),
+    "square": ((X,), lambda b, x: x.square(), np.square, ULP),
+    "linear": ((X,), lambda b, x: x.linear(b.weight(W), b.weight(B)), lambda x: x @ W.T + B, ULP),
+    "inner": ((X, Y), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ULP),
+    "inner_row": ((X, Y[:1, :1]), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ULP),
+    "inner_same": ((X,), lambda b, x: x.inner(x), lambda x: (x * x).sum(-1, keepdims=True), ULP),
+    "scores": ((Q, K), lambda b, q, k: q.scores(k), lambda q, k: q @ k.swapaxes(-1, -2), ULP),
+    "mix": ((A, K), lambda b, a, v: a.mix(v), np.matmul, ULP),
+    # a public factor keeps 22 significant bits: relative error 2^-22 of a value below 16, and one truncation
+    "mul_public": ((X,), lambda b, x: x * 0.3, lambda x: x * 0.3, 1.25 * ULP),
+    "mul_small": ((WIDE,), lambda b, x: x * 1e-3, lambda x: x * 1e-3, 1.25 * ULP),
+    "mul_array": ((X,), lambda b, x: x * np.full(6, math.pi), lambda x: x * math.pi, 1.25 * ULP),
+    "mean": ((X,), lambda b, x: x.mean(-1), lambda x: x.mean(-1, keepdims=True), 1.25 * ULP),
+    "combine": (
+        (X, Y),
+        lambda b, x, y: x.combine([(0.3, x), (-2e-3, y)], [(x, y), (x, x)], 1.7),
+        lambda x, y: 0.3 * x - 2e-3 * y + x * y + x * x + 1.7,
+        1.5 * ULP,
+    ),
+    "combine_products": ((X, Y), lambda b, x, y: x.combine((), [(x, y)]), np.multiply, ULP),
+    "combine_integers": ((X, Y), lambda b, x, y: x.combine([(2, x), (-1, y)], (), 3), lambda x, y: 2 * x - y + 3, 0.0),
+    "combine_bit": ((X, Y), lambda b, x, y: x.combine((), [(x.less(y), x)]), lambda x, y: (x < y) * x, 0.0),
+}
+
+
+def run_case(backend: MpcBackend, name: str, owners: tuple[int, ...] = (1, 0)) -> Any:
+    """The case's operation, with inputs of different owners; a party gives contents only for what it owns."""
+    arrays, operation, _, _ = CASES[name]
+    rank = backend.runtime.rank
+    inputs = [
+        backend.input(array if owner == rank else np.full_like(array, 99.0), owner=owner)
+        for array, owner in zip(arrays, owners, strict=False)
+    ]
+    return operation(backend, *inputs)
+
+
+def check(name: str, got: np.ndarray) -> None:
+    """Assert a result against numpy within the table's error."""
+    arrays, _, reference, error = CASES[name]
+    expected = reference(*arrays)
+    assert got.shape == expected.shape, f"{name}: shape {got.shape}, expected {expected.shape}"
+    worst = float(np.abs(got - expected).max())
+    assert worst <= error, f"{name}: error {worst / ULP:.3g} units, allowed {error / ULP:.3g} (seed {SEED})"
+
+
+def counts(recorder: Recorder) -> dict[tuple[str, str], dict[str, int]]:
+    """What every operation and phase counted, without what counted nothing."""
+    return {(e.op, e.phase): {k: n for k, n in e.counts.items() if n} for e in recorder.events.values() if e.counts}
+
+
+# ---- entries: run inside the parties ----------------------------------------------------------------------------
+
+
+@contextmanager
+def no_torch_randomness() -> Iterator[None]:
+    """Make every way of torch and numpy's global state to make random numbers raise."""
+    forbidden = mock.Mock(side_effect=AssertionError("a generator that is no CSPRNG was used"))
+    with ExitStack() as stack:
+        for owner, names in (
+            (torch, ("randint", "rand", "randn", "randperm", "bernoulli", "normal", "empty_like_random")),
+            (torch.Tensor, ("random_", "uniform_", "normal_", "bernoulli_")),
+            (np.random, ("rand", "randint", "random")),
+        ):
+            for name in names:
+                if hasattr(owner, name):
+                    stack.enter_context(mock.patch.object(owner, name, forbidden))
+        yield
+
+
+@contextmanager
+def watched_sends(log: list[tuple[int, list[int]]]) -> Iterator[None]:
+    """Note what this party sends point to point: destination and contents."""
+    import torch.distributed as dist
+
+    send = dist.send
+
+    def noted(tensor: torch.Tensor, dst: int, *args: Any, **kwargs: Any) -> Any:
+        log.append((dst, tensor.tolist()))
+        return send(tensor, dst, *args, **kwargs)
+
+    with mock.patch.object(dist, "send", noted):
+        yield
+
+
+def measure(backend: MpcBackend, names: list[str]) -> dict[str, Any]:
+    """Every case in turn: value, our counts, CrypTen's own counts, and what was sent to the dealer."""
+    from secureattn.backends.crypten.communicator import crypten
+
+    crypten.cfg.communicator.verbose = True
+    communicator = crypten.communicator.get()
+    sent: list[tuple[int, list[int]]] = []
+    results: dict[str, Any] = {"sent": sent, "cases": {}}
+    with no_torch_randomness(), watched_sends(sent):
+        for name in names:
+            recorder = Recorder()
+            communicator.reset_communication_stats()
+            own = MpcBackend(backend.runtime, recorder)
+            output = run_case(own, name)
+            value = own.reveal(output, to=1)
+            stats = communicator.get_communication_stats()
+            results["cases"][name] = (value, counts(recorder), stats["rounds"], stats["bytes"])
+    results["group"] = torch.distributed.get_process_group_ranks(communicator.main_group)
+    return results
+
+
+def everything(backend: MpcBackend, names: list[str]) -> dict[str, Any]:
+    """All that two parties and a dealer are asked in one run."""
+    results = measure(backend, names)
+    own = MpcBackend(backend.runtime, Recorder())
+    with own.recorder.op("more"):
+        results["truncation"] = exact_truncation(backend)
+        with no_torch_randomness():
+            results["own"] = crypten_functions(backend)
+    results["prepared"] = prepared(backend)
+    results["errors"] = refused(backend)
+    return results
+
+
+def ring_samples() -> np.ndarray:
+    """2^20 ring elements below 2^62: uniform ones, ones of every magnitude, and the edges."""
+    rng = np.random.default_rng(SEED)
+    uniform = rng.integers(-(2**62) + 1, 2**62, size=2**19, dtype=np.int64)
+    spread = uniform[::2] >> rng.integers(0, 62, size=2**18, dtype=np.int64)
+    small = rng.integers(-(2**17), 2**17, size=2**18 - 13, dtype=np.int64)
+    edges = [0, 1, -1, 2**16, -(2**16), 2**16 - 1, 1 - 2**16, 2**62 - 1, 1 - 2**62, 2**61, -(2**61), 2**47, -(2**47)]
+    return np.concatenate([uniform, spread, small, np.array(edges, dtype=np.int64)])
+
+
+def exact_truncation(backend: MpcBackend) -> dict[int, tuple[int, int, float]]:
+    """Least and largest difference from the rounded-down quotient, and the mean error in units, by bits."""
+    runtime, values = backend.runtime, ring_samples()
+    found = {}
+    for bits in (16, 1, 46):
+        share = runtime.share(values, owner=1)
+        (scaled,) = runtime.truncate([share], bits)
+        opened = runtime.reveal(scaled, to=None)
+        assert opened is not None
+        difference = opened.numpy() - (values >> bits)
+        rest = (values & ((1 << bits) - 1)) / 2.0**bits
+        found[bits] = (int(difference.min()), int(difference.max()), float((difference - rest).mean()))
+    return found
+
+
+def crypten_functions(backend: MpcBackend) -> dict[str, np.ndarray]:
+    """CrypTen's own tensors run on our dealer and our randomness."""
+    from secureattn.backends.crypten.communicator import crypten
+
+    x, y = (crypten.cryptensor(torch.from_numpy(v), src=0) for v in (X, Y))
+    made = {"less": x < y, "mul": x * y, "square": x.square(), "relu": x.relu()}
+    made["matmul"] = x.matmul(y.transpose(-1, -2))
+    return {name: tensor.get_plain_text().numpy() for name, tensor in made.items()}
+
+
+def prepared(backend: MpcBackend) -> tuple[Any, int, int]:
+    """Deal ahead what a plan says, then run without the dealer."""
+    plan = NullRuntime(backend.runtime.parameters, backend.runtime.rank)
+    run_case(MpcBackend(plan, Recorder(modelled=True)), "max")
+    ahead, online = Recorder(), Recorder()
+    MpcBackend(backend.runtime, ahead)
+    with ahead.phase("offline"):
+        backend.runtime.prepare(plan.requests)
+    own = MpcBackend(backend.runtime, online)
+    value = own.reveal(run_case(own, "max"), to=None)
+    return value, ahead.total("dealer_requests"), online.total("dealer_requests")
+
+
+def refused(backend: MpcBackend) -> list[str]:
+    """What bad operands say; nothing is sent, so the parties stay in step."""
+    x = backend.input(np.zeros((2, 3)))
+    attempts: list[Callable[[], Any]] = [
+        lambda: x + np.zeros(4),
+        lambda: x * float("nan"),
+        lambda: x * 1e30,
+        lambda: x.linear(backend.weight(np.zeros((5, 4)))),
+        lambda: x.split_heads(2),
+        lambda: x.take(1, 3),
+        lambda: x.sum(2),
+        lambda: backend.input(np.zeros(2), owner=2),
+        lambda: backend.input(np.full(2, 1e30)) if backend.runtime.rank == 1 else x.sum(7),
+    ]
+    said = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) == len(attempts)
+    return said
+
+
+def local_and_dealer(backend: MpcBackend, names: list[str]) -> dict[str, Any]:
+    results = measure(backend, names)
+    results["warning"] = backend.runtime.parameters.warning
+    return results
+
+
+def fails(backend: MpcBackend, directory: str) -> None:
+    """Party 1 ends in the way the directory's name says; party 0 goes on until it cannot."""
+    rank, how = backend.runtime.rank, Path(directory).name
+    (Path(directory) / f"{rank}.pid").write_text(str(os.getpid()))
+    x = backend.input(X)
+    backend.reveal(x * x, to=None)
+    if rank == 1:
+        (Path(directory) / "since").write_text(repr(time.time()))
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "raise":
+            raise ValueError("a party's own\ntrouble")
+        elif how == "capability":
+            raise CapabilityError("gelu needs what there is not")
+        elif how == "protocol":
+            raise ProtocolError("the run", ["one", "two"])
+        elif how == "unpicklable":
+            return lambda: None  # type: ignore[return-value]
+        elif how == "hang":
+            time.sleep(1000)
+    while how != "unpicklable":
+        backend.reveal(x * x, to=None)
+
+
+# ---- values, counts, randomness ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[PartyResult]:
+    return run_parties(everything, [list(CASES)] * 2, timeout_s=LIMIT_S)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value(pair: list[PartyResult], name: str) -> None:
+    nobody, value = (result.value["cases"][name][0] for result in pair)
+    assert nobody is None
+    check(name, value)
+
+
+def test_check_fails_on_wrong_values() -> None:
+    with pytest.raises(AssertionError, match="error"):
+        check("add", X + Y + ULP)
+    with pytest.raises(AssertionError, match="shape"):
+        check("sum", X)
+
+
+def assert_planned(results: list[PartyResult], parameters: MpcParameters) -> None:
+    """Planned and counted are equal at every party, operation and phase; CrypTen's counters agree."""
+    for name in results[0].value["cases"]:
+        sent = 0
+        for rank, result in enumerate(results):
+            recorder = Recorder(modelled=True)
+            plan = MpcBackend(NullRuntime(parameters, rank), recorder)
+            shape = (output := run_case(plan, name)).shape
+            plan.reveal(output, to=1)
+            _, counted, rounds, _ = result.value["cases"][name]
+            assert counts(recorder) == counted, f"{name} at party {rank}"
+            assert shape == CASES[name][2](*CASES[name][0]).shape
+            if parameters.parties == 2:
+                assert recorder.total("rounds") == rounds, f"{name} at party {rank}"
+            sent += recorder.total("bytes_sent")
+        if parameters.parties == 2:  # CrypTen counts what each party sends and receives
+            assert sum(result.value["cases"][name][3] for result in results) == 2 * sent, name
+
+
+def test_plan_equals_run(pair: list[PartyResult]) -> None:
+    assert_planned(pair, MpcParameters())
+
+
+def test_exact_truncation_never_errs_grossly(pair: list[PartyResult]) -> None:
+    for result in pair:
+        for bits, (least, most, mean) in result.value["truncation"].items():
+            assert (least, most) == (0, 1), f"{bits} bits: off by {least} to {most} units"
+            assert abs(mean) < 3e-3, f"{bits} bits: mean error {mean} units"  # 0.5/sqrt(2^20) is 5e-4
+
+
+def test_crypten_runs_on_our_dealer(pair: list[PartyResult]) -> None:
+    own = pair[1].value["own"]
+    # CrypTen truncates locally, which errs by a unit, and encodes by cutting off: another, times a factor below 8
+    expected = {"less": X < Y, "mul": X * Y, "square": X * X, "relu": np.maximum(X, 0)}
+    expected["matmul"] = X @ Y.swapaxes(-1, -2)
+    assert own.keys() == expected.keys()
+    for name, value in expected.items():
+        assert np.abs(own[name] - value).max() <= 8 * ULP, name
+
+
+def test_dealing_ahead(pair: list[PartyResult]) -> None:
+    for result in pair:
+        value, ahead, online = result.value["prepared"]
+        check("max", value)
+        assert ahead > 0
+        assert online == 0
+
+
+def test_bad_operands_are_refused(pair: list[PartyResult]) -> None:
+    expected = ["broadcast [2, 3] with [4]", "NaN", "scale it down", "[Dout,3]", "2 heads", "index=3", "axis 2"]
+    for said, words in zip(pair[1].value["errors"], [*expected, "0 to 1", "1e+30"], strict=True):
+        assert words in said
+        assert "\n" not in said
+
+
+def test_dealer_sees_requests_only(pair: list[PartyResult]) -> None:
+    dealer = 2
+    to_dealer = [[words for dst, words in result.value["sent"] if dst == dealer] for result in pair]
+    assert to_dealer[1] == []
+    assert len(to_dealer[0]) > 50
+    for words in to_dealer[0]:
+        assert len(words) == HEADER_WORDS
+        request = Request.parse(torch.tensor(words))
+        assert request.kind is not Kind.STOP
+        assert request.header().tolist() == words  # nothing rides along
+    assert all(result.value["group"] == [0, 1] for result in pair)
+
+
+def test_offline_is_apart(pair: list[PartyResult]) -> None:
+    counted = pair[0].value["cases"]["mul"][1]
+    assert set(counted) == {("mul", "online"), ("deal", "offline"), ("reveal", "online")}
+    assert counted["deal", "offline"]["dealer_bytes"] == 24 * X.size
+    assert "dealer_bytes" not in pair[1].value["cases"]["mul"][1]["deal", "offline"]
+
+
+def test_setup_is_timed(pair: list[PartyResult]) -> None:
+    setup = [event for event in pair[0].events if event.phase == "setup" and event.op == "connect"]
+    assert len(setup) == 1
+    assert setup[0].seconds_self > 0
+
+
+def test_three_parties() -> None:
+    names = ["add", "mul", "linear", "inner", "scores", "mix", "less", "max", "mul_public"]
+    parameters = MpcParameters(parties=3)
+    results = run_parties(measure, [names] * 3, parameters, timeout_s=LIMIT_S, trace=True)
+    for name in names:
+        check(name, results[1].value["cases"][name][0])
+    assert results[0].value["group"] == [0, 1, 2]
+    assert_planned(results, parameters)
+
+
+def test_local_truncation_and_first_party_dealing() -> None:
+    names = ["mul", "linear", "inner", "square", "mul_public", "max"]
+    parameters = MpcParameters(dealer="tfp", truncation="local")
+    results = run_parties(local_and_dealer, [names] * 2, parameters, timeout_s=LIMIT_S)
+    for name in names:
+        check(name, results[1].value["cases"][name][0])
+    assert_planned(results, parameters)
+    recorded = results[0].value["cases"]["mul"][1]
+    assert recorded["mul", "online"]["rounds"] == 1
+    assert "dealer_bytes" not in recorded["deal", "offline"]
+    assert "development" in results[0].value["warning"]
+
+
+# ---- failures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ("kill", EngineError, "party 1 was killed by signal 9 (SIGKILL)"),
+        ("raise", EngineError, "party 1 failed: ValueError: a party's own trouble"),
+        ("capability", CapabilityError, "gelu needs what there is not"),
+        ("protocol", ProtocolError, "the run: one; two"),
+        ("unpicklable", InputError, "party 1 returned what cannot be brought back"),
+        ("hang", EngineError, "party 1 did not finish within 10 s; party 0"),
+    ],
+)
+def test_failure_ends_everything(tmp_path: Path, how: str, error: type[Exception], words: str) -> None:
+    directory = tmp_path / how
+    directory.mkdir()
+    before = set(Path(tempfile.gettempdir()).glob("secureattn-*"))
+    with pytest.raises(error) as caught:
+        run_parties(fails, [str(directory)] * 2, timeout_s=10.0 if how == "hang" else LIMIT_S)
+    assert type(caught.value) is error
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.time() - float((directory / "since").read_text()) < 15.0
+    assert_gone(int(file.read_text()) for file in directory.glob("*.pid"))
+    assert set(Path(tempfile.gettempdir()).glob("secureattn-*")) <= before
+    if isinstance(caught.value, ProtocolError):
+        assert caught.value.violations == ("one", "two")
+
+
+def test_dead_dealer_is_named(tmp_path: Path) -> None:
+    directory = tmp_path / "wait"
+    directory.mkdir()
+    ended = []
+
+    def progress(text: str) -> None:
+        if text == "party 0 started":
+            dealer = next(child for child in multiprocessing.active_children() if child.name == "the dealer")
+            dealer.kill()
+            ended.append(time.time())
+
+    with pytest.raises(EngineError, match="the dealer was killed by signal 9"):
+        run_parties(fails, [str(directory)] * 2, timeout_s=LIMIT_S, progress=progress)
+    assert time.time() - ended[0] < 15.0
+    assert_gone(int(file.read_text()) for file in directory.glob("*.pid"))
+    assert not multiprocessing.active_children()
+
+
+def test_parties_end_with_their_parent(tmp_path: Path) -> None:
+    directory = tmp_path / "hang"
+    directory.mkdir()
+    program = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
+        "from secureattn.backends.crypten.launch import run_parties\n"
+        "from test_crypten_engine import fails\n"
+        f"if __name__ == '__main__': run_parties(fails, [{str(directory)!r}] * 2)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    parent = subprocess.Popen([sys.executable, str(script)])
+    deadline = time.time() + LIMIT_S
+    while not (directory / "since").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    pids = [int(file.read_text()) for file in directory.glob("*.pid")]
+    assert len(pids) == 2
+    while any(alive(pid) for pid in pids) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_bad_calls_start_nothing() -> None:
+    with pytest.raises(InputError, match="2 parties need as many arguments, not 1"):
+        run_parties(measure, [[]])
+    with pytest.raises(InputError, match="cannot be handed"):
+        run_parties(measure, [lambda: None, lambda: None])
+    assert not multiprocessing.active_children()
+
+
+def test_unknown_entry_is_refused() -> None:
+    with pytest.raises(InputError, match="no_such_module"):
+        run_parties("no_such_module:entry", [None, None], timeout_s=LIMIT_S)
+
+
+def assert_gone(pids: Iterator[int]) -> None:
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not collected yet does not."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
