@@ -69,7 +69,7 @@ class Recorder:
         self._path: list[str] = []
         self._phase = "online"
         self._stack: list[_Frame] = []
-        self._origin = time.perf_counter()
+        self._origin = self._now()
 
     @property
     def path(self) -> str:
@@ -114,7 +114,8 @@ class Recorder:
             elapsed = frame.modelled_s if self.modelled else self._now() - frame.start
             event.calls += 1
             event.seconds_self += elapsed - frame.children_s
-            event.seconds_total += elapsed
+            if all(outer.event is not event for outer in self._stack):  # nested in itself, it is in the total already
+                event.seconds_total += elapsed
             if self._stack:
                 self._stack[-1].children_s += elapsed
                 self._stack[-1].modelled_s += elapsed
@@ -141,11 +142,7 @@ class Recorder:
 
     def total(self, name: str, *, phase: str | None = None) -> int:
         """How often a primitive was counted, over all events or one phase."""
-        return sum(
-            event.counts.get(name, 0)
-            for event in self.events.values()
-            if phase is None or event.phase == phase
-        )
+        return sum(event.counts.get(name, 0) for event in self.events.values() if phase is None or event.phase == phase)
 
     def seconds(self, phase: str | None = None) -> float:
         """Self seconds of one phase, or of all."""

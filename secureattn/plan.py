@@ -12,13 +12,15 @@ from typing import Any, cast
 from secureattn.approx import Realisation
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import BatchTensor
-from secureattn.backends.ckks.costs import key_generation_s, primitive_s
+from secureattn.backends.ckks.costs import key_generation_s
 from secureattn.backends.ckks.machine import OutOfLevels
 from secureattn.backends.ckks.parameters import RINGS, CkksParameters, chain, most_levels
 from secureattn.backends.ckks.wire import fresh_bytes, stored_bytes
+from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.backends.symbolic import SymbolicCkks, SymbolicMpc, Unlimited
 from secureattn.errors import CapabilityError, PlanError, ProtocolError
 from secureattn.events import Recorder
+from secureattn.ledger import Ledger, Party
 from secureattn.nn.encoder import Encoder
 from secureattn.nn.fold import Folded, fold
 from secureattn.nn.model import Model
@@ -68,6 +70,20 @@ class Plan:
     ckks: CkksPlan | None = None
     mpc: MpcPlan | None = None
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def title(self) -> str:
+        """Model and protocol, for tables."""
+        return f"{self.model.config.name} · {self.protocol.name}"
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run is modelled to cost; under CKKS, one batch of it."""
+        if self.ckks is not None:
+            return Ledger.of(self.ckks.recorder, name=self.title, engine="ckks")
+        recorders = self.mpc.recorders if self.mpc is not None else ()
+        parties = tuple(Party.of(party_name(rank), recorder) for rank, recorder in enumerate(recorders))
+        return Ledger(self.title, self.protocol.engine, parties, measured=False)
 
     def folded(self, *, weights: bool = True) -> Folded:
         """The program; without weights it has zeros of the right shapes, for whoever may not see them."""
@@ -129,7 +145,9 @@ def _plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
         if best is None or found.seconds["total"] < best.seconds["total"]:
             best = found
     if best is None:
-        raise failure or PlanError(f"{draft.model.config.name}: no ring up to {RINGS[-1]} holds {_tokens(draft)} tokens")
+        raise failure or PlanError(
+            f"{draft.model.config.name}: no ring up to {RINGS[-1]} holds {_tokens(draft)} tokens"
+        )
     return best
 
 
@@ -141,7 +159,9 @@ def _without_refresh(draft: Plan, folded: Folded, depth: int, scale_bits: int) -
             parameters = chain(ring, levels, scale_bits)
             try:
                 return _finished(draft, depth, parameters, _run(draft, folded, parameters, frozenset(), refresh=False))
-            except OutOfLevels:  # sums of unequal scales may cost a level that the probe, whose scales agree, did not see
+            except (
+                OutOfLevels
+            ):  # sums of unequal scales may cost a level that the probe, whose scales agree, did not see
                 continue
     available = most_levels(fitting[-1], scale_bits)
     try:
@@ -149,9 +169,9 @@ def _without_refresh(draft: Plan, folded: Folded, depth: int, scale_bits: int) -
     except OutOfLevels as error:
         region = error.region
     raise PlanError(
-        f"{draft.model.config.name} under {draft.protocol.name} needs {depth} levels in one go, {available} fit 128-bit "
-        f"security at ring degree {fitting[-1]}, and they run out at {region}; lower the degrees there, choose a model "
-        'whose norms fold (norm = "batchnorm"), or set refresh = "client"'
+        f"{draft.model.config.name} under {draft.protocol.name} needs {depth} levels in one go, {available} fit "
+        f"128-bit security at ring degree {fitting[-1]}, and they run out at {region}; lower the degrees there, "
+        'choose a model whose norms fold (norm = "batchnorm"), or set refresh = "client"'
     )
 
 
@@ -188,6 +208,17 @@ def _run(
     return backend
 
 
+def _count_transfers(draft: Plan, parameters: CkksParameters, backend: SymbolicCkks) -> None:
+    """What the client sends and gets: fresh ciphertexts of the features, results at the level they end on."""
+    features, outputs, recorder = draft.model.config.features, backend.output.parts.size, backend.recorder
+    with recorder.phase("encrypt"), recorder.op("encrypt"):
+        backend.machine.count("encryptions", parameters.levels, features)
+        recorder.primitive("bytes_sent", times=features * fresh_bytes(parameters))
+    with recorder.phase("decrypt"), recorder.op("decrypt"):
+        backend.machine.count("decryptions", backend.output.level, outputs)
+        recorder.primitive("bytes_sent", times=outputs * stored_bytes(parameters, backend.output.level))
+
+
 def finish_outputs(backend: CkksBackend, output: Any) -> list[Any]:
     """What the evaluator does to results before they leave: rerandomise each."""
     with backend.recorder.op("rerandomise"):
@@ -198,6 +229,7 @@ def _finished(draft: Plan, depth: int, parameters: CkksParameters, backend: Symb
     used = frozenset(p for p in backend.refresh_points if p in backend.schedule)
     batches = math.ceil(draft.samples / backend.batch)
     rotations = tuple(sorted(backend.machine.steps))
+    _count_transfers(draft, parameters, backend)
     sizes = _sizes(draft, parameters, backend, len(rotations))
     bits = [_hiding_bits(draft, parameters, p) for p in used]
     return CkksPlan(
@@ -213,7 +245,7 @@ def _finished(draft: Plan, depth: int, parameters: CkksParameters, backend: Symb
         hiding_bits=min(bits) if bits else None,
         recorder=backend.recorder,
         sizes=sizes,
-        seconds=_phases(draft, parameters, backend, len(rotations), batches),
+        seconds=_phases(parameters, backend, len(rotations), batches),
     )
 
 
@@ -228,25 +260,19 @@ def _sizes(draft: Plan, parameters: CkksParameters, backend: SymbolicCkks, rotat
     }
 
 
-def _phases(
-    draft: Plan, parameters: CkksParameters, backend: SymbolicCkks, rotations: int, batches: int
-) -> dict[str, float]:
-    ring, primes = parameters.ring_degree, parameters.levels + 1
-    features, outputs = draft.model.config.features, backend.output.parts.size
-    seconds = {
-        "keys": (rotations + 2) * key_generation_s(ring, primes + 1),
-        "encrypt": batches * features * (primitive_s("encryptions", ring, primes)),
-        "online": batches * backend.recorder.seconds("online"),
-        "refresh": batches * backend.recorder.seconds("refresh"),
-        "decrypt": batches * outputs * primitive_s("decryptions", ring, backend.output.level + 1),
-    }
+def _phases(parameters: CkksParameters, backend: SymbolicCkks, rotations: int, batches: int) -> dict[str, float]:
+    keys = (rotations + 2) * key_generation_s(parameters.ring_degree, parameters.levels + 2)
+    phases = ("encrypt", "online", "refresh", "decrypt")
+    seconds = {"keys": keys, **{phase: batches * backend.recorder.seconds(phase) for phase in phases}}
     return {**seconds, "total": sum(seconds.values())}
 
 
 def _hiding_bits(draft: Plan, parameters: CkksParameters, point: str) -> float:
     bound = draft.model.ranges.bounds.get(point)
     if bound is None:
-        raise ProtocolError(f"model {draft.model.config.name}", [f"no bound for refresh point {point}; calibrate again"])
+        raise ProtocolError(
+            f"model {draft.model.config.name}", [f"no bound for refresh point {point}; calibrate again"]
+        )
     return parameters.refresh_hiding_bits(bound)
 
 
@@ -271,9 +297,15 @@ def _tokens(draft: Plan) -> int:
 def _plan_mpc(draft: Plan) -> MpcPlan:
     recorders = tuple(run_symbolic_party(draft, rank).recorder for rank in range(draft.protocol.mpc.parties))
     seconds = {
-        phase: max(r.seconds(phase) for r in recorders) for phase in ("setup", "encrypt", "offline", "online", "decrypt")
+        phase: max(r.seconds(phase) for r in recorders)
+        for phase in ("setup", "encrypt", "offline", "online", "decrypt")
     }
     return MpcPlan(recorders, {**seconds, "total": sum(seconds.values())})
+
+
+def party_name(rank: int) -> str:
+    """What a party is called in reports."""
+    return {MODEL_OWNER: "model owner", CLIENT: "client"}.get(rank, f"party {rank}")
 
 
 def run_symbolic_party(plan: Plan, rank: int) -> SymbolicMpc:

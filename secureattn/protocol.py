@@ -33,7 +33,7 @@ class CkksOptions:
         wrong = []
         if self.refresh not in REFRESH:
             wrong.append(f'ckks.refresh must be "client" or "none", not {self.refresh!r}')
-        if not isinstance(self.scale_bits, int) or not 30 <= self.scale_bits <= 45:
+        if self.scale_bits not in range(30, 46):
             wrong.append(f"ckks.scale_bits must be a whole number from 30 to 45, not {self.scale_bits!r}")
         if wrong:
             raise ProtocolError("ckks options", wrong)
@@ -125,7 +125,7 @@ def _violations(raw: Mapping[str, Any]) -> list[str]:
     changing = []
     for function, options in functions.items():
         if not isinstance(options, dict):
-            wrong.append(f"functions.{function} must be a table such as {{ kind = \"chebyshev\", degree = 15 }}")
+            wrong.append(f'functions.{function} must be a table such as {{ kind = "chebyshev", degree = 15 }}')
             continue
         found = violations(function, options)
         wrong += found

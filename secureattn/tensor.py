@@ -142,7 +142,8 @@ class Tensor(ABC):
         """A polynomial of every element, at optimal depth (see ``secureattn.polynomial.evaluate``)."""
         from secureattn.polynomial import evaluate
 
-        return evaluate(p, self)
+        value: Self = evaluate(p, self)
+        return value
 
     def refresh(self, site: str) -> Self:
         """A place where a levelled engine may restore depth if its plan says so; others pass."""
@@ -169,7 +170,7 @@ class Tensor(ABC):
 
     def _lacks(self, capability: Capability, op: str) -> CapabilityError:
         remedy = {
-            Capability.COMPARE: "choose a polynomial realisation in the protocol, such as kind = \"chebyshev\"",
+            Capability.COMPARE: 'choose a polynomial realisation in the protocol, such as kind = "chebyshev"',
             Capability.LOOKUP: "look the value up at the client",
             Capability.EXACT: "use the plaintext engine's exact mode",
         }

@@ -440,21 +440,23 @@ def test_local_truncation_and_first_party_dealing() -> None:
         ("capability", CapabilityError, "gelu needs what there is not"),
         ("protocol", ProtocolError, "the run: one; two"),
         ("unpicklable", InputError, "party 1 returned what cannot be brought back"),
-        ("hang", EngineError, "party 1 did not finish within 10 s; party 0"),
+        ("hang", EngineError, "party 1 did not finish within 15 s; party 0"),
     ],
 )
-def test_failure_ends_everything(tmp_path: Path, how: str, error: type[Exception], words: str) -> None:
+def test_failure_ends_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, error: type[Exception], words: str
+) -> None:
     directory = tmp_path / how
     directory.mkdir()
-    before = set(Path(tempfile.gettempdir()).glob("secureattn-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(error) as caught:
-        run_parties(fails, [str(directory)] * 2, timeout_s=10.0 if how == "hang" else LIMIT_S)
+        run_parties(fails, [str(directory)] * 2, timeout_s=15.0 if how == "hang" else LIMIT_S)
     assert type(caught.value) is error
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert time.time() - float((directory / "since").read_text()) < 15.0
     assert_gone(int(file.read_text()) for file in directory.glob("*.pid"))
-    assert set(Path(tempfile.gettempdir()).glob("secureattn-*")) <= before
+    assert not list(tmp_path.glob("secureattn-*"))
     if isinstance(caught.value, ProtocolError):
         assert caught.value.violations == ("one", "two")
 
@@ -488,7 +490,7 @@ def test_parties_end_with_their_parent(tmp_path: Path) -> None:
     )
     script = tmp_path / "script.py"
     script.write_text(program)
-    parent = subprocess.Popen([sys.executable, str(script)])
+    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "TMPDIR": str(tmp_path)})
     deadline = time.time() + LIMIT_S
     while not (directory / "since").exists() and time.time() < deadline:
         time.sleep(0.1)
@@ -499,6 +501,9 @@ def test_parties_end_with_their_parent(tmp_path: Path) -> None:
     while any(alive(pid) for pid in pids) and time.time() < deadline:
         time.sleep(0.1)
     assert not any(alive(pid) for pid in pids)
+    while list(tmp_path.glob("secureattn-*")) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("secureattn-*"))
 
 
 def test_bad_calls_start_nothing() -> None:

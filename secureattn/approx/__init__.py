@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from secureattn.approx import exp, gelu, reciprocal, rsqrt
@@ -47,11 +49,28 @@ def violations(function: str, options: Mapping[str, Any]) -> list[str]:
     kind = options.get("kind")
     if kind == "exact":
         return [f"{function}: exact takes no option {name!r}" for name in options if name != "kind"]
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         return [f"{function}: kind {kind!r} is none of exact, {', '.join(sorted(kinds))}"]
-    known = [name for name in inspect.signature(kinds[kind]).parameters if name != "domain"]
-    return [
-        f"{function}({kind}): unknown option {name!r}, it takes {', '.join(known) or 'none'}"
-        for name in options
-        if name not in known and name != "kind"
-    ]
+    known = {name: p for name, p in inspect.signature(kinds[kind]).parameters.items() if name != "domain"}
+    found = []
+    for name, value in options.items():
+        if name == "kind":
+            continue
+        if name not in known:
+            found.append(f"{function}({kind}): unknown option {name!r}, it takes {', '.join(known) or 'none'}")
+            continue
+        whole = "float" not in str(known[name].annotation)
+        if not _number(value, whole=whole):
+            wanted = "a whole number of at least 0" if whole else "a positive number"
+            found.append(f"{function}({kind}): {name} must be {wanted}, not {value!r}")
+    if {"degree", "error"} <= known.keys() and ("degree" in options) == ("error" in options):
+        found.append(f"{function}({kind}) needs either a degree or an error, not both or neither")
+    return found
+
+
+def _number(value: object, *, whole: bool) -> bool:
+    if isinstance(value, bool):
+        return False
+    if whole:
+        return isinstance(value, Integral) and int(value) >= 0
+    return isinstance(value, Real) and 0 < float(value) < math.inf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secureattn import fit
-from secureattn.approx.realisation import Array, Interval, Realisation
+from secureattn.approx.realisation import Array, Builder, Interval, Realisation
 from secureattn.errors import PlanError
 from secureattn.polynomial import Polynomial
 from secureattn.tensor import Tensor
@@ -32,7 +32,10 @@ def chebyshev(
     Cost: depth ⌈log2(degree+1)⌉ + r (+1 unless the affine map is folded); r products more than the polynomial.
     Source: Chebyshev interpolation and repeated squaring.
     """
+    if (degree is None) == (error is None):
+        raise PlanError("exp(chebyshev) needs either a degree or an error, not both or neither")
     if degree is None:
+        assert error is not None
         degree = _degree_for(domain, error, squarings)
     p = Polynomial(tuple(fit.chebyshev(lambda x: np.exp(x / 2**squarings), domain, degree)), domain)
     measured = fit.max_error(exp, lambda x: p(x) ** (2**squarings), domain)
@@ -47,9 +50,7 @@ def chebyshev(
     )
 
 
-def _degree_for(domain: Interval, error: float | None, squarings: int) -> int:
-    if error is None:
-        raise PlanError("exp(chebyshev) needs either a degree or an error")
+def _degree_for(domain: Interval, error: float, squarings: int) -> int:
     for degree in (3, 7, 15, 31, 63):
         p = Polynomial(tuple(fit.chebyshev(lambda x: np.exp(x / 2**squarings), domain, degree)), domain)
         reached = fit.max_error(exp, lambda x, p=p: p(x) ** (2**squarings), domain)  # type: ignore[misc]
@@ -97,5 +98,5 @@ def _square(x: Tensor, times: int) -> Tensor:
     return x
 
 
-REALISATIONS = {"chebyshev": chebyshev, "limit": limit}
+REALISATIONS: dict[str, Builder] = {"chebyshev": chebyshev, "limit": limit}
 TRUE = exp

@@ -24,6 +24,7 @@ def layernorm(
     Cost: as ``rmsnorm``; a multiplication by the gain.
     Source: Ba, Kiros & Hinton, arXiv 1607.06450, 2016.
     """
+
     def inverse_rms(total: Tensor) -> Tensor:
         return rsqrt(total * (1.0 / x.shape[-1]) + epsilon)
 

@@ -30,12 +30,12 @@ def power_softmax(
 def power_softmax_stable(
     s: Tensor, *, p: int, epsilon: float, reciprocal: Callable[[Tensor], Tensor], delta: float = 1e-6
 ) -> RowWeights:
-    """The training form: scores divided by ``c = max|s| + δ`` of their row first, which bounds every power by 1.
+    """The training form: scores divided by ``c = √(max s² + δ)`` of their row first, which bounds every power by 1.
 
     Equal to ``power_softmax`` with ``ε·c^p``. Domain: all scores.
     Error: that of ``reciprocal``.
     Cost: a max per row (needs COMPARE) and two reciprocals per row.
-    Source: Zimerman et al., arXiv 2410.09457, stable variant.
+    Source: Zimerman et al., arXiv 2410.09457, stable variant (theirs divides by max|s| + δ; this needs no root).
     """
     largest = even_power(s, 2).max(-1) + delta
     return RowWeights(*_rescaled(s, p, reciprocal(largest), epsilon, reciprocal))
@@ -55,7 +55,7 @@ def power_softmax_length_agnostic(
 
     With a mask, n counts the keys left in each row. Domain: all scores; the mean must lie in ``reciprocal``'s domain.
     Error: that of ``reciprocal``, relative.
-    Cost: as ``power_softmax``.
+    Cost: as ``power_softmax``, and two products of a value per row with a public number.
     Source: Zimerman et al., arXiv 2410.09457, length-agnostic variant.
     """
     powers = even_power(s, p)
@@ -77,7 +77,11 @@ def even_power(s: Tensor, p: int) -> Tensor:
     """
     if p < 1:
         raise ValueError(f"the power must be at least 1, not {p}")
-    if p == 1:
-        return s
-    half = even_power(s.square(), p // 2)
-    return half * s if p % 2 else half
+    power: Tensor | None = None
+    while True:  # the bits of p from the lowest: then no product but the last adds a level to the squarings
+        if p % 2:
+            power = s if power is None else power * s
+        p //= 2
+        if power is not None and not p:
+            return power
+        s = s.square()

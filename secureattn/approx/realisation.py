@@ -15,6 +15,7 @@ from secureattn.tensor import Tensor
 
 Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]
+Builder = Callable[..., "Realisation"]
 EVERYWHERE: Interval = (-float("inf"), float("inf"))
 
 

@@ -20,7 +20,7 @@ class RowWeights:
     factor: Tensor
 
     def weights(self) -> Tensor:
-        """``[B,H,S,S]``, each row summing to 1."""
+        """``[B,H,S,S]``, each row summing to 1, or to Σ/(ε+Σ) where the kind has an ε."""
         return self.numerator * self.factor
 
     def mix(self, v: Tensor) -> Tensor:

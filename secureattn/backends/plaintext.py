@@ -49,8 +49,9 @@ class PlaintextBackend:
             raise InputError("the input holds values that are not finite (NaN or infinity)")
         return PlaintextTensor(self, data)
 
-    def reveal(self, x: PlaintextTensor) -> npt.NDArray[np.float64]:
+    def reveal(self, x: Tensor) -> npt.NDArray[np.float64]:
         """The value as an array."""
+        assert isinstance(x, PlaintextTensor)
         return x.data.detach().to(torch.float64).numpy()
 
     def region(self, name: str) -> AbstractContextManager[None]:
@@ -91,7 +92,7 @@ class PlaintextTensor(Tensor):
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Self:
         product = self._do("linear", lambda: self.data @ weight.T)
-        return product if bias is None else product + bias
+        return product if bias is None else product._do("add", lambda: product.data + bias)
 
     def inner(self, other: Self) -> Self:
         return self._do("inner", lambda: (self.data * other.data).sum(-1, keepdim=True))

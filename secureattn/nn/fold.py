@@ -69,9 +69,7 @@ def fold(config: ModelConfig, weights: Weights, realisations: Mapping[str, Reali
     return Folded(config, embed, layers, head)
 
 
-def _fold_layer(
-    config: ModelConfig, weights: Weights, realisations: Mapping[str, Realisation], i: int
-) -> FoldedLayer:
+def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str, Realisation], i: int) -> FoldedLayer:
     at, sites = f"layer.{i}", f"layer.{i}"
     linear = {
         part: Linear(weights[f"{at}.{part}.weight"], weights[f"{at}.{part}.bias"])
@@ -147,5 +145,3 @@ def _fold_affine(realisation: Realisation) -> tuple[Realisation, float, float]:
     if p is None or p.basis != "chebyshev":
         return realisation, 1.0, 0.0
     return realisation.with_polynomial(p.on_unit()), p.slope, p.shift
-
-

@@ -68,7 +68,7 @@ def load(path: Path, config: ModelConfig) -> Parameters:
     try:
         with safe_open(path, framework="numpy") as file:
             version = (file.metadata() or {}).get("secureattn.format")
-            arrays = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"weights {path} cannot be read: {error}") from error
     if version != FORMAT:

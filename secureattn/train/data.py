@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ class Split:
 
 
 def digits() -> Split:
-    """1,797 images of 8×8 (Alpaydin & Kaynak, 1998) as 16 tokens of 2×2 in [0,1]; 360 held out, fixed and stratified."""
+    """1,797 images of 8×8 (Alpaydin & Kaynak, 1998) as 16 tokens of 2×2 in [0,1]; 360 held out, a fixed split."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -56,5 +57,5 @@ def shifted(tokens: Array, rng: np.random.Generator) -> Array:
 
 def save_samples(path: Path, inputs: Array, labels: npt.NDArray[np.int64]) -> None:
     """Write held-out samples beside a model, for ``compare`` and ``profile``."""
-    arrays = {"inputs": inputs.astype(np.float32), "labels": labels.astype(np.int64)}
+    arrays: dict[str, npt.NDArray[Any]] = {"inputs": inputs.astype(np.float32), "labels": labels.astype(np.int64)}
     save_file(arrays, path, metadata={"secureattn.format": "1"})

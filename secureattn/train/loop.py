@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +97,7 @@ def _forward(
     backend = PlaintextBackend(exact=True, dtype=dtype)
     values = Values()
     backend.observers.append(values)
-    scores = Encoder(fold(config, weights, served), backend)(backend.input(inputs))
+    scores: Any = Encoder(fold(config, weights, served), backend)(backend.input(inputs))
     return scores.data.squeeze(1), values.last
 
 
@@ -116,5 +117,3 @@ def _follow_statistics(
 def _report(epoch: int, epochs: int, loss: float, penalty: float) -> None:
     if sys.stderr.isatty() or (epoch + 1) % 20 == 0:
         print(f"epoch {epoch + 1}/{epochs}  loss {loss:.3f}  range penalty {penalty:.4f}", file=sys.stderr)
-
-

@@ -45,7 +45,9 @@ class CkksBackend:
         self.tokens = 1 << max(0, tokens - 1).bit_length()
         slots = machine.parameters.slots
         if self.tokens > slots:
-            raise PlanError(f"{tokens} tokens need a ring with {2 * self.tokens} coefficients, this one has {2 * slots}")
+            raise PlanError(
+                f"{tokens} tokens need a ring with {2 * self.tokens} coefficients, this one has {2 * slots}"
+            )
         self.batch = slots // self.tokens
         self.schedule = schedule
         self.refresher = refresher
@@ -90,8 +92,8 @@ class CkksBackend:
             array = np.broadcast_to(array, (1, *shape[1:]))
         except ValueError:
             raise InputError(
-                f"a public value of shape {list(array.shape)} does not fit {list(shape)}; it must be the same for every "
-                "query of a batch"
+                f"a public value of shape {list(array.shape)} does not fit {list(shape)}; it must be the same for "
+                "every query of a batch"
             ) from None
         if diagonals and shape[-1] > 1:
             return self._by_offset(array[0])
@@ -108,14 +110,14 @@ class CkksBackend:
 
     # ---- refresh --------------------------------------------------------------------------------------------
 
-    def refresh(self, site: str, x: BatchTensor) -> BatchTensor:
-        """Serve a refresh point if the schedule has it: every part goes to the key owner in one round."""
+    def refresh(self, site: str, x: BatchTensor) -> Parts | None:
+        """Serve a refresh point: every part goes to the key owner in one round; None where the schedule lacks it."""
         path = f"{self.recorder.path}/{site}"
         self.refresh_points[path] = x.parts.size
         if path not in self.schedule:
-            return x
+            return None
         if self.refresher is None:
-            raise PlanError(f"the plan refreshes at {path}, but the protocol forbids it; set refresh = \"client\"")
+            raise PlanError(f'the plan refreshes at {path}, but the protocol forbids it; set refresh = "client"')
         if x.level < 1:
             raise OutOfLevels("a refresh", 1, x.level, path)
         with self.recorder.phase("refresh"), self.recorder.op("refresh"):
@@ -123,6 +125,4 @@ class CkksBackend:
             self.recorder.levels(x.level, fresh[0].level)
         parts: Parts = np.empty(x.parts.shape, dtype=object)
         parts.flat[:] = fresh
-        return BatchTensor(self, parts, x.shape, diagonals=x.diagonals)
-
-
+        return parts

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,8 @@ from secureattn.tensor import Public, Tensor
 if TYPE_CHECKING:
     from secureattn.backends.ckks.backend import CkksBackend
 
-Parts = npt.NDArray[np.object_]
+Parts = Any
+"""An object array of Ciphers, ``[H or 1, features or offsets]``."""
 
 
 class BatchTensor(Tensor):
@@ -43,7 +44,7 @@ class BatchTensor(Tensor):
     @property
     def level(self) -> int:
         """Rescales left in the lowest part."""
-        return min(part.level for part in self.parts.flat)
+        return int(min(part.level for part in self.parts.flat))
 
     @property
     def machine(self) -> Machine:
@@ -52,22 +53,24 @@ class BatchTensor(Tensor):
     # ---- elementwise ----------------------------------------------------------------------------------------
 
     def __add__(self, other: Self | Public) -> Self:
-        with self._op("add") as done:
+        with self._op("add"):
             if isinstance(other, BatchTensor):
-                return done(self._zip(self.machine.add, other), np.broadcast_shapes(self.shape, other.shape))
-            return done(self._plus(other))
+                return self._made(self._zip(self.machine.add, other), np.broadcast_shapes(self.shape, other.shape))
+            return self._made(self._plus(other))
 
     def __mul__(self, other: Self | Public) -> Self:
         machine = self.machine
-        with self._op("multiply") as done:
+        with self._op("multiply"):
             if isinstance(other, BatchTensor):
                 shape = np.broadcast_shapes(self.shape, other.shape)
-                return done(self._zip(lambda a, b: machine.finish(machine.sum_of_products([(a, b)])), other), shape)
-            return done(self._times(other))
+                return self._made(
+                    self._zip(lambda a, b: machine.finish(machine.sum_of_products([(a, b)])), other), shape
+                )
+            return self._made(self._times(other))
 
     def __neg__(self) -> Self:
-        with self._op("negate") as done:
-            return done(self._map(self.machine.negate))
+        with self._op("negate"):
+            return self._made(self._map(self.machine.negate))
 
     def square(self) -> Self:
         return self.combine(products=[(self, self)])
@@ -79,13 +82,13 @@ class BatchTensor(Tensor):
         constant: float = 0.0,
     ) -> Self:
         tensors = [x for _, x in terms] + [x for pair in products for x in pair]
-        with self._op("combine" if terms or len(products) > 1 else "square") as done:
+        with self._op("combine" if terms or len(products) > 1 else "square"):
             level = self.machine.require(min(x.level for x in tensors), "a sum of products")
-            parts = np.empty(self.parts.shape, dtype=object)
+            parts: Parts = np.empty(self.parts.shape, dtype=object)
             for at in np.ndindex(*self.parts.shape):
                 pairs = [(a.parts[at], b.parts[at]) for a, b in products]
                 parts[at] = self._combine_at([(c, x.parts[at]) for c, x in terms], pairs, constant, level)
-            return done(parts)
+            return self._made(parts)
 
     def _combine_at(
         self, terms: list[tuple[float, Cipher]], pairs: list[tuple[Cipher, Cipher]], constant: float, level: int
@@ -130,7 +133,7 @@ class BatchTensor(Tensor):
     def _by_column(self, f: Callable[[Cipher, npt.NDArray[np.float64]], Cipher], value: Public) -> Parts:
         columns = self.backend.columns(value, self.shape, diagonals=self.diagonals)
         columns = np.broadcast_to(columns, (*self.parts.shape, columns.shape[-1]))
-        parts = np.empty(self.parts.shape, dtype=object)
+        parts: Parts = np.empty(self.parts.shape, dtype=object)
         for at in np.ndindex(*self.parts.shape):
             parts[at] = f(self.parts[at], columns[at])
         return parts
@@ -139,35 +142,35 @@ class BatchTensor(Tensor):
 
     def linear(self, weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64] | None = None) -> Self:
         machine = self.machine
-        with self._op("linear") as done:
+        with self._op("linear"):
             level = machine.require(self.level, "a linear layer")
-            parts = np.empty((1, len(weight)), dtype=object)
+            parts: Parts = np.empty((1, len(weight)), dtype=object)
             for j, row in enumerate(weight.tolist()):
                 terms = list(zip(row, self.parts[0], strict=True))
                 parts[0, j] = machine.rescale(machine.weighted_sum(terms, level, machine.target(level)))
             out = self._new(parts, (*self.shape[:-1], len(weight)))
-            return done(parts if bias is None else out._plus(bias), out.shape)
+            return self._made(parts if bias is None else out._plus(bias), out.shape)
 
     def inner(self, other: Self) -> Self:
         machine = self.machine
-        with self._op("inner") as done:
-            parts = np.empty((self.parts.shape[0], 1), dtype=object)
+        with self._op("inner"):
+            parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
             for h in range(self.parts.shape[0]):
                 pairs = [(a, a if self is other else b) for a, b in zip(self.parts[h], other.parts[h], strict=True)]
                 parts[h, 0] = machine.finish(machine.sum_of_products(pairs))
-            return done(parts, (*self.shape[:-1], 1))
+            return self._made(parts, (*self.shape[:-1], 1))
 
     def sum(self, axis: int) -> Self:
         axis %= len(self.shape)
-        with self._op("sum") as done:
+        with self._op("sum"):
             shape = tuple(1 if i == axis else n for i, n in enumerate(self.shape))
             if axis == len(self.shape) - 1:
-                parts = np.empty((self.parts.shape[0], 1), dtype=object)
+                parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
                 for h, row in enumerate(self._valid_parts()):
                     parts[h, 0] = functools.reduce(self.machine.add, row)
-                return done(parts, shape)
+                return self._made(parts, shape)
             if axis == len(self.shape) - 2 and not self.diagonals:
-                return done(self._map(self._sum_tokens), shape)
+                return self._made(self._map(self._sum_tokens), shape)
             raise InputError(f"the batch layout has no sum over axis {axis} of {list(self.shape)}")
 
     def _sum_tokens(self, a: Cipher) -> Cipher:
@@ -193,12 +196,12 @@ class BatchTensor(Tensor):
             parts = self.parts[:, part]
             return self._new(parts, (*self.shape[:-1], parts.shape[1]))
         if axis == 1 and len(self.shape) == 3 and isinstance(index, int):
-            with self._op("take") as done:
+            with self._op("take"):
                 where = np.zeros(self.shape[1])
                 where[index] = 1.0
                 slots = self.backend.token_slots(where)
                 chosen = self._new(self._map(lambda a: self.machine.times_vector(a, slots)), self.shape)
-                return done(chosen._map(self._spread), (self.shape[0], 1, self.shape[2]))
+                return self._made(chosen._map(self._spread), (self.shape[0], 1, self.shape[2]))
         raise InputError(f"the batch layout cannot take {index} of axis {axis} of {list(self.shape)}")
 
     # ---- attention ------------------------------------------------------------------------------------------
@@ -216,16 +219,16 @@ class BatchTensor(Tensor):
         machine, tokens = self.machine, self.backend.tokens
         heads, width = self.parts.shape
         baby = baby_steps(tokens, lambda b: ((b - 1) + (tokens // b - 1)) * heads * width + heads * (tokens - b))
-        with self._op("scores") as done:
+        with self._op("scores"):
             keys = [k._rotated(i) for i in range(baby)]
-            parts = np.empty((heads, tokens), dtype=object)
+            parts: Parts = np.empty((heads, tokens), dtype=object)
             for giant in range(0, tokens, baby):
                 queries = self._rotated(-giant)
                 for i, h in np.ndindex(baby, heads):
                     total = machine.sum_of_products(list(zip(queries[h], keys[i][h], strict=True)))
                     parts[h, giant + i] = machine.rotate(machine.finish(total), giant * self.backend.batch)
             b, _, s, _ = self.shape
-            return done(parts, (b, heads, s, s), diagonals=True)
+            return self._made(parts, (b, heads, s, s), diagonals=True)
 
     def mix(self, v: Self) -> Self:
         """``Σ_giant rot_giant( Σ_i rot_{−giant}(a_{giant+i}) · rot_i(v) )``; one rescale for all."""
@@ -234,12 +237,14 @@ class BatchTensor(Tensor):
         features = heads * width
         baby = baby_steps(
             tokens,
-            lambda b: (b - 1) * features + heads * (tokens - b) + (tokens // b) * features + (tokens // b - 1) * features,
+            lambda b: (
+                (b - 1) * features + heads * (tokens - b) + (tokens // b) * features + (tokens // b - 1) * features
+            ),
         )
-        with self._op("mix") as done:
+        with self._op("mix"):
             weights = self._valid_parts()
             values = [v._rotated(i) for i in range(baby)]
-            parts = np.empty((heads, width), dtype=object)
+            parts: Parts = np.empty((heads, width), dtype=object)
             level = machine.require(min(weights[0, 0].level, v.level), "a product")
             for h, giant in np.ndindex(heads, tokens // baby):
                 shift = giant * baby
@@ -252,7 +257,7 @@ class BatchTensor(Tensor):
             for at in np.ndindex(heads, width):
                 parts[at] = machine.rescale(parts[at])
             b, _, s, _ = self.shape
-            return done(parts, (b, heads, s, width), diagonals=False)
+            return self._made(parts, (b, heads, s, width), diagonals=False)
 
     def _rotated(self, tokens: int) -> Parts:
         return self._map(lambda a: self._rotate_part(a, tokens))
@@ -265,7 +270,7 @@ class BatchTensor(Tensor):
         if not (self.diagonals and self.backend.padded):
             return self.parts
         tokens, keys = self.backend.tokens, self.shape[-1]
-        parts = np.empty(self.parts.shape, dtype=object)
+        parts: Parts = np.empty(self.parts.shape, dtype=object)
         for h, r in np.ndindex(*self.parts.shape):
             valid = (np.arange(tokens) + r) % tokens < keys
             parts[h, r] = self.machine.times_vector(self.parts[h, r], self.backend.token_slots(valid.astype(float)))
@@ -274,39 +279,41 @@ class BatchTensor(Tensor):
     # ---- levels ---------------------------------------------------------------------------------------------
 
     def refresh(self, site: str) -> Self:
-        return self.backend.refresh(site, self)
+        parts = self.backend.refresh(site, self)
+        return self if parts is None else self._new(parts, self.shape)
 
     # ---- inner ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _op(self, name: str) -> Iterator[Callable[..., Self]]:
-        """An operation for the ledger; yields how to wrap its parts. Levels that run out are reported with the place."""
+    def _op(self, name: str) -> Iterator[None]:
+        """An operation for the ledger; levels that run out are reported with the place."""
         recorder = self.backend.recorder
         with recorder.op(name):
-
-            def done(parts: Parts, shape: tuple[int, ...] | None = None, *, diagonals: bool | None = None) -> Self:
-                kind = self.diagonals if diagonals is None else diagonals
-                out = type(self)(self.backend, parts, self.shape if shape is None else shape, diagonals=kind)
-                recorder.levels(self.level, out.level)
-                return out
-
             try:
-                yield done
+                yield
             except OutOfLevels as error:
                 raise error.at(recorder.path) from None
+
+    def _made(self, parts: Parts, shape: tuple[int, ...] | None = None, *, diagonals: bool | None = None) -> Self:
+        """The result of the operation now open."""
+        kind = self.diagonals if diagonals is None else diagonals
+        out = type(self)(self.backend, parts, self.shape if shape is None else shape, diagonals=kind)
+        self.backend.recorder.levels(self.level, out.level)
+        return out
 
     def _new(self, parts: Parts, shape: tuple[int, ...]) -> Self:
         return type(self)(self.backend, parts, shape, diagonals=self.diagonals)
 
     def _map(self, f: Callable[[Cipher], Cipher]) -> Parts:
-        parts = np.empty(self.parts.shape, dtype=object)
+        parts: Parts = np.empty(self.parts.shape, dtype=object)
         for at in np.ndindex(*self.parts.shape):
             parts[at] = f(self.parts[at])
         return parts
 
     def _zip(self, f: Callable[[Cipher, Cipher], Cipher], other: BatchTensor) -> Parts:
-        left, right = np.broadcast_arrays(self.parts, other.parts)
-        parts = np.empty(left.shape, dtype=object)
+        pair: Parts = np.broadcast_arrays(self.parts, other.parts)
+        left, right = pair
+        parts: Parts = np.empty(left.shape, dtype=object)
         for at in np.ndindex(*left.shape):
             parts[at] = f(left[at], right[at])
         return parts

@@ -196,7 +196,7 @@ class CkksParameters:
     # ---- sizes ----------------------------------------------------------------------------------------------
 
     def ciphertext_bytes(self, level: int, size: int = 2) -> int:
-        """Bytes of a ciphertext of ``size`` polynomials in memory: 8·N·(level+1)·size. A file is compressed."""
+        """Bytes in memory of a ciphertext of ``size`` polynomials; on the wire see ``wire.stored_bytes``."""
         return 8 * self.ring_degree * (level + 1) * size
 
     def public_key_bytes(self) -> int:

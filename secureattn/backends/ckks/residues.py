@@ -5,7 +5,6 @@ Residues are uint64, ``[size][primes][N]`` for a ciphertext, ``[primes][N]`` for
 
 from __future__ import annotations
 
-import importlib
 import os
 import struct
 import tempfile
@@ -13,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from secureattn.errors import InputError
+from secureattn.errors import EngineError, InputError
 
 Residues = npt.NDArray[np.uint64]
 
@@ -26,7 +24,10 @@ MAX_MODULUS = 1 << 60
 _ONE_STEP = 1 << 56  # below it a float64 quotient is near enough, see mulmod
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, version major and minor, compression, reserved, bytes
 _MAGIC, _STORED, _ZSTD = 0xA15E, 0, 2
-CIPHERTEXT = struct.Struct("<4QBQQQdQ")  # parms_id, is_ntt, size, N, primes, scale, correction factor
+_CIPHERTEXT = struct.Struct("<4QBQQQdQ")  # parms_id, is_ntt, size, N, primes, scale, correction factor
+_PLAINTEXT = struct.Struct("<4QQd")  # parms_id, coefficients, scale
+_ARRAY = struct.Struct("<HBBBBHQQ")  # a header of its own, words
+SEED_BYTES = 65  # one for the kind of generator, 64 of state
 
 
 # ---- arithmetic -------------------------------------------------------------------------------------------------
@@ -134,7 +135,21 @@ def scratch_file() -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def check_header(blob: bytes, what: str) -> None:
+@dataclass(frozen=True)
+class StoredCiphertext:
+    """What a SEAL ciphertext file holds: residues ``[size][primes][N]``, or ``[1][primes][N]`` and a seed.
+
+    ``seed`` is the kind and the state of the generator that the second polynomial comes from, or empty.
+    """
+
+    residues: Residues
+    scale: float
+    is_ntt: bool
+    version: tuple[int, int]
+    seed: bytes = b""
+
+
+def _check_header(blob: bytes, what: str) -> None:
     """Refuse what is not one whole SEAL object: InputError."""
     if len(blob) < _HEADER.size:
         raise InputError(f"{what} has {len(blob)} bytes, too few for a header; it is truncated, send it again")
@@ -145,61 +160,65 @@ def check_header(blob: bytes, what: str) -> None:
         raise InputError(f"{what} has {len(blob)} bytes, its header says {total}; it is truncated, send it again")
 
 
+def decompressed(blob: bytes, zstd: Callable[[bytes], bytes]) -> bytes:
+    """The uncompressed form of a file that SEAL has just written."""
+    _check_header(blob, "SEAL's file")
+    if blob[5] == _STORED:
+        return blob
+    if blob[5] != _ZSTD:
+        raise EngineError(f"this SEAL compresses files by method {blob[5]}, {_ZSTD} (zstd) is needed; update TenSEAL")
+    return _with_header(zstd(blob[_HEADER.size :]), (blob[3], blob[4]))
+
+
 def pack_ciphertext(
-    residues: Residues, *, parms_id: Sequence[int], scale: float, is_ntt: bool, version: tuple[int, int]
+    residues: Residues,
+    *,
+    parms_id: Sequence[int],
+    scale: float,
+    is_ntt: bool,
+    version: tuple[int, int],
+    seed: bytes = b"",
 ) -> bytes:
-    """An uncompressed SEAL ciphertext file holding residues ``[size][primes][N]``; ``version`` is SEAL's own."""
-    size, primes, degree = residues.shape
-    body = CIPHERTEXT.pack(*parms_id, is_ntt, size, degree, primes, scale, 1)
+    """An uncompressed SEAL ciphertext file, fields as in ``StoredCiphertext``."""
+    polynomials, primes, degree = residues.shape
+    body = _CIPHERTEXT.pack(*parms_id, is_ntt, 2 if seed else polynomials, degree, primes, scale, 1)
     data = struct.pack("<Q", residues.size) + np.ascontiguousarray(residues, dtype="<u8").tobytes()
-    return with_header(body + with_header(data, version), version)
+    generator = _with_header(seed, version) if seed else b""
+    return _with_header(body + _with_header(data, version) + generator, version)
 
 
-def with_header(body: bytes, version: tuple[int, int]) -> bytes:
-    """An uncompressed SEAL file."""
+def _with_header(body: bytes, version: tuple[int, int]) -> bytes:
     return _HEADER.pack(_MAGIC, _HEADER.size, *version, _STORED, 0, _HEADER.size + len(body)) + body
 
 
-def unpack_ciphertext(blob: bytes) -> Residues:
-    """Residues ``[size][primes][N]`` of a SEAL ciphertext file that is not seeded; InputError on any other.
-
-    A compressed file needs ``zstd_decompressor()``, see there.
-    """
-    check_header(blob, "ciphertext")
-    body = content(blob)
-    start = CIPHERTEXT.size + _HEADER.size + 8
-    if len(body) < start:
+def read_ciphertext(blob: bytes) -> StoredCiphertext:
+    """What an uncompressed SEAL ciphertext file holds, seeded or not; InputError where it contradicts itself."""
+    _check_header(blob, "ciphertext")
+    if blob[5] != _STORED:
+        raise InputError("ciphertext file is compressed; decompress it first")
+    start = _HEADER.size + _CIPHERTEXT.size + _ARRAY.size
+    if len(blob) < start:
         raise InputError("ciphertext ends inside its description; it is truncated, send it again")
-    *_, size, degree, primes, _scale, _correction = CIPHERTEXT.unpack_from(body)
-    count = size * degree * primes
-    if len(body) - start != 8 * count:
-        raise InputError("ciphertext holds other data than its size says; load a seeded one with SEAL first")
-    return np.frombuffer(body, dtype="<u8", offset=start).reshape(size, primes, degree)
+    *_, is_ntt, size, degree, primes, scale, _correction = _CIPHERTEXT.unpack_from(blob, _HEADER.size)
+    *_, words = _ARRAY.unpack_from(blob, start - _ARRAY.size)
+    rest = len(blob) - start - 8 * words
+    full = rest == 0 and words == size * degree * primes
+    seeded = rest == _HEADER.size + SEED_BYTES and words == degree * primes and size == 2
+    if not (full or seeded):
+        raise InputError("ciphertext holds other data than its size says; send it again")
+    residues = np.frombuffer(blob, dtype="<u8", count=words, offset=start)
+    seed = blob[len(blob) - SEED_BYTES :] if seeded else b""
+    return StoredCiphertext(residues.reshape(-1, primes, degree), scale, bool(is_ntt), (blob[3], blob[4]), seed)
 
 
-def content(blob: bytes) -> bytes:
-    """What a SEAL file holds behind its header, decompressed."""
-    compression, body = blob[5], blob[_HEADER.size :]
-    if compression == _STORED:
-        return body
-    decompress = zstd_decompressor()
-    if compression != _ZSTD or decompress is None:
-        raise InputError("ciphertext file is compressed in a way this installation cannot read; pip install zstandard")
-    try:
-        return decompress(body)
-    except Exception as error:  # each zstd library has its own exception
-        raise InputError("ciphertext file is damaged inside; send it again") from error
+def unpack_ciphertext(blob: bytes) -> Residues:
+    """Residues ``[size][primes][N]`` of an uncompressed SEAL ciphertext file; InputError on a seeded one."""
+    stored = read_ciphertext(blob)
+    if stored.seed:
+        raise InputError("ciphertext has a seed in place of its second polynomial; load it with SEAL first")
+    return stored.residues
 
 
-def zstd_decompressor() -> Callable[[bytes], bytes] | None:
-    """Python 3.14's own zstd or the ``zstandard`` package, whichever is here; None where neither is."""
-    try:
-        return cast(Callable[[bytes], bytes], importlib.import_module("compression.zstd").decompress)
-    except ImportError:
-        pass
-    try:
-        package = importlib.import_module("zstandard")
-    except ImportError:
-        return None
-    # SEAL writes streams without a content size, which only the streaming interface accepts
-    return lambda body: bytes(package.ZstdDecompressor().decompressobj().decompress(body))
+def unpack_plaintext(blob: bytes, degree: int) -> Residues:
+    """Residues ``[primes][N]`` of an uncompressed SEAL plaintext file."""
+    return np.frombuffer(blob, dtype="<u8", offset=_HEADER.size + _PLAINTEXT.size + _ARRAY.size).reshape(-1, degree)

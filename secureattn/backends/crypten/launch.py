@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from secureattn import errors
@@ -74,13 +73,12 @@ def run_parties(
     if len(arguments) != parameters.parties:
         raise InputError(f"{parameters.parties} parties need as many arguments, not {len(arguments)}")
     with tempfile.TemporaryDirectory(prefix="secureattn-") as directory:
-        rendezvous = (Path(directory) / "rendezvous").as_uri()
         waiting = multiprocessing.get_context("spawn").Array("b", world_size(parameters), lock=False)
         processes: list[_Process] = []
         try:
             for rank in range(world_size(parameters)):
                 argument = arguments[rank] if rank < parameters.parties else None
-                job = Job(rank, parameters, rendezvous, entry, argument, trace)
+                job = Job(rank, parameters, directory, entry, argument, trace)
                 processes.append(_start(job, waiting))
             _watch(processes, waiting, timeout_s, progress or (lambda _: None))
         finally:

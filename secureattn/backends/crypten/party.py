@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,14 +30,18 @@ from secureattn.events import Event, Recorder, Span
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is told: its rank (the dealer's is the number of parties), where to meet, and what to call."""
+    """What a process is told: its rank (the dealer's is the number of parties), the directory to meet in, its call."""
 
     rank: int
     parameters: MpcParameters
-    init_method: str
+    directory: str
     entry: str | Callable[..., Any]
     argument: Any
     trace: bool
+
+    @property
+    def init_method(self) -> str:
+        return (Path(self.directory) / "rendezvous").as_uri()
 
     @property
     def name(self) -> str:
@@ -69,7 +75,7 @@ class Failure:
 def run_process(job: Job, pipe: Connection, waiting: MutableSequence[int]) -> None:
     """The body of a process: set up, work, report; whatever goes wrong becomes a Failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
-    _end_with_parent()
+    _end_with_parent(job.directory)
     _use_loopback()
     warnings.simplefilter("ignore", category=FutureWarning)
     torch.set_num_threads(max(1, _cores() // job.parameters.parties))
@@ -132,14 +138,15 @@ def _failure(job: Job, failure: BaseException) -> Failure:
     return Failure(None, f"{job.name} failed: {type(failure).__name__}: {reason}", {}, link_lost=False)
 
 
-def _end_with_parent() -> None:
-    """Leave at once when the parent is gone, however it went."""
+def _end_with_parent(directory: str) -> None:
+    """Leave at once when the parent is gone, however it went, and clear up the directory in its place."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def watch(sentinel: int) -> None:
         wait([sentinel])
+        shutil.rmtree(directory, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

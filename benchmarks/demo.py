@@ -1,0 +1,57 @@
+"""The main job: classify all held-out images of digits-vit encrypted, on CKKS and on secret shares, and say what it cost.
+
+Writes JSON and a plot to ``out/``. Run by ``make demo``; ``--samples N`` takes fewer images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from secureattn.commands import comparison, output, planning, profiling
+from secureattn.ledger import LAN, WAN, Ledger, breakdown_table, machine, network_table, region_table, write_plot
+from secureattn.nn.model import load_model
+from secureattn.plan import make_plan
+from secureattn.protocol import load_protocol
+from secureattn.resources import find
+
+MODEL = "digits-vit"
+PROTOCOLS = ("power-softmax-ckks", "power-softmax-mpc")
+OUT = Path("out")
+
+
+def main() -> None:
+    """Plan, compare and profile each protocol, then say where everything was written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, help="images (default: all 360)")
+    samples = parser.parse_args().samples
+    OUT.mkdir(exist_ok=True)
+    ledgers = [run(protocol, samples) for protocol in PROTOCOLS]
+    plot = OUT / "demo.png"
+    write_plot(ledgers, plot, described=machine())
+    written = ", ".join(str(OUT / f"demo-{name}.{kind}.json") for name in PROTOCOLS for kind in ("compare", "profile"))
+    output.stdout().print(f"written: {written}, {plot}")
+
+
+def run(protocol: str, samples: int | None) -> Ledger:
+    """One protocol: its plan, the three-way comparison, the breakdown of the encrypted run."""
+    console = output.stdout()
+    model = load_model(find("models", MODEL))
+    inputs, labels = model.samples(samples)
+    with output.progress() as tell:
+        plan = make_plan(model, load_protocol(find("protocols", protocol)), samples=len(inputs))
+        compared = comparison.compare(plan, inputs, labels, tell)
+    ledger = compared.encrypted.ledger
+    console.rule(f"{MODEL} · {protocol}")
+    comparison.show(compared, console)
+    console.print(region_table(ledger))
+    console.print(breakdown_table(ledger, top=12))
+    console.print(network_table(ledger, (LAN, WAN)))
+    output.write_json(OUT / f"demo-{protocol}.compare.json", compared.document())
+    profile = profiling.document(plan, compared.encrypted, (LAN, WAN))
+    output.write_json(OUT / f"demo-{protocol}.profile.json", {**profile, "plan": planning.document(plan)})
+    return ledger
+
+
+if __name__ == "__main__":
+    main()

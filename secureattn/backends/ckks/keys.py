@@ -1,0 +1,190 @@
+"""The key owner's side: key sets and their files, and the only holder of the secret key."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secureattn.backends.ckks import residues as ring
+from secureattn.backends.ckks.parameters import CkksParameters
+from secureattn.backends.ckks.seal import Ring, Slots, sealapi
+from secureattn.errors import EngineError, InputError
+
+
+@dataclass(frozen=True)
+class EvaluationKeys:
+    """What the key owner hands to the evaluator: public, relinearisation and planned Galois keys, no secret."""
+
+    parameters: CkksParameters
+    rotation_steps: tuple[int, ...]
+    public: Any
+    relin: Any
+    galois: Any
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes in memory of ``public``, ``relin`` and all ``galois`` keys; their files are compressed."""
+        one = self.parameters.key_bytes()
+        return {
+            "public": self.parameters.public_key_bytes(),
+            "relin": one,
+            "galois": one * sum(step != 0 for step in self.rotation_steps),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write ``public.key``, ``relin.key`` and ``galois.key`` (the last only where rotations are planned)."""
+        self.public.save(str(folder / "public.key"))
+        self.relin.save(str(folder / "relin.key"))
+        if any(self.rotation_steps):
+            self.galois.save(str(folder / "galois.key"))
+
+    @classmethod
+    def load(cls, parameters: CkksParameters, rotation_steps: Iterable[int], folder: Path) -> EvaluationKeys:
+        """Read what ``save`` wrote; InputError where a file is missing, damaged or lacks a planned rotation."""
+        about, steps = Ring(parameters), _normalised(rotation_steps, parameters)
+        public = about.load_key(sealapi.PublicKey(), folder / "public.key")
+        relin = about.load_key(sealapi.RelinKeys(), folder / "relin.key")
+        galois = sealapi.GaloisKeys()
+        if any(steps):
+            about.load_key(galois, folder / "galois.key")
+        missing = [step for step in steps if step and not galois.has_key(galois_element(step, parameters))]
+        if missing:
+            raise InputError(f"galois.key lacks rotations by {missing}; generate keys for this plan")
+        return cls(parameters, steps, public, relin, galois)
+
+
+def galois_element(step: int, parameters: CkksParameters) -> int:
+    """Galois element 3^step mod 2N of a rotation to the left."""
+    return pow(3, step % parameters.slots, 2 * parameters.ring_degree)
+
+
+def _normalised(steps: Iterable[int], parameters: CkksParameters) -> tuple[int, ...]:
+    return tuple(sorted({step % parameters.slots for step in steps}))
+
+
+class KeyOwner:
+    """The client: the only holder of the secret key. Encrypts, decrypts, and refreshes masked ciphertexts."""
+
+    def __init__(self, parameters: CkksParameters, secret_key: Any, evaluation_keys: EvaluationKeys | None) -> None:
+        self.parameters = parameters
+        self.evaluation_keys = evaluation_keys
+        self._ring = Ring(parameters)
+        self._secret_key = secret_key
+        self._decryptor = sealapi.Decryptor(self._ring.context, secret_key)
+        self._encryptor = sealapi.Encryptor(self._ring.context, secret_key)
+
+    @classmethod
+    def generate(cls, parameters: CkksParameters, rotation_steps: Iterable[int]) -> KeyOwner:
+        """Fresh keys, with Galois keys for the planned steps only (step s rotates left by s, negative right)."""
+        steps = _normalised(rotation_steps, parameters)
+        generator = sealapi.KeyGenerator(Ring(parameters).context)
+        public, relin, galois = sealapi.PublicKey(), sealapi.RelinKeys(), sealapi.GaloisKeys()
+        generator.create_public_key(public)
+        generator.create_relin_keys(relin)
+        if any(steps):
+            generator.create_galois_keys([galois_element(step, parameters) for step in steps if step], galois)
+        keys = EvaluationKeys(parameters, steps, public, relin, galois)
+        return cls(parameters, generator.secret_key(), keys)
+
+    def save_secret(self, path: Path) -> None:
+        """Write the secret key to a new file of mode 0600; InputError if the file exists."""
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            raise InputError(f"{path.name} exists and is never overwritten; choose another name") from None
+        self._secret_key.save(str(path))
+
+    @classmethod
+    def load_secret(cls, parameters: CkksParameters, path: Path) -> KeyOwner:
+        """An owner that encrypts, decrypts and refreshes with a saved secret key; it has no evaluation keys."""
+        return cls(parameters, Ring(parameters).load_key(sealapi.SecretKey(), path), None)
+
+    def encrypt(self, slots: Slots, level: int | None = None, scale: float | None = None) -> bytes:
+        """A fresh symmetric encryption of up to N/2 reals, zero-padded, in SEAL's seeded form (half the size).
+
+        ``level`` is the highest and ``scale`` that level's canonical scale unless given. InputError on NaN, too many
+        values or values too large.
+        """
+        at = self.parameters.levels if level is None else level
+        if not 0 <= at <= self.parameters.levels:
+            raise InputError(f"level {at} is outside 0..{self.parameters.levels}; choose one inside")
+        plain = self._ring.encode(np.asarray(slots, dtype=np.float64), at, scale or self.parameters.scales[at])
+        return self._ring.save(self._encryptor.encrypt_symmetric(plain))
+
+    def decrypt(self, blob: bytes) -> Slots:
+        """The real slots ``[N/2]``. Do not publish them: CKKS decryptions leak the key (Li, Micciancio 2021).
+
+        EngineError where a coefficient exceeds a quarter of the modulus left: under a wrong key they are uniform,
+        and a value that outgrew the modulus has wrapped to a wrong one.
+        """
+        ct, plain = self._ring.load(blob), sealapi.Plaintext()
+        self._decryptor.decrypt(ct, plain)
+        values = np.asarray(self._ring.encoder.decode_complex(plain))
+        modulus = math.prod(self.parameters.primes[: ct.coeff_modulus_size()])
+        if not self._largest_coefficient(values) * ct.scale < modulus / 4:
+            raise EngineError(
+                "ciphertext decrypts to numbers as large as its modulus: it was made under another key, or a value "
+                "outgrew the primes left; use the key it was encrypted for, or a smaller range"
+            )
+        return np.ascontiguousarray(values.real)
+
+    def _largest_coefficient(self, slots: npt.NDArray[np.complex128]) -> float:
+        """Largest coefficient of the real polynomial that takes these values at the powers 3^j of a 2N-th root."""
+        ring_degree = self.parameters.ring_degree
+        exponents = [1]
+        for _ in range(slots.size - 1):
+            exponents.append(exponents[-1] * 3 % (2 * ring_degree))
+        at = np.array(exponents)
+        spectrum = np.zeros(2 * ring_degree, dtype=np.complex128)
+        spectrum[at], spectrum[-at] = slots, slots.conj()
+        return float(np.abs(np.fft.fft(spectrum)[:ring_degree]).max() / ring_degree)
+
+    def refresh(self, blobs: Sequence[bytes]) -> list[bytes]:
+        """The owner's half of the masked refresh: each ciphertext again on the highest level, at the same scale.
+
+        The lift and the new encryption are exact on the masked ring element, so the mask stays removable; only fresh
+        encryption noise is added. InputError unless masked under this key at level 1.
+        """
+        return [self._refresh(blob) for blob in blobs]
+
+    def _refresh(self, blob: bytes) -> bytes:
+        ct, plain = self._ring.load(blob), sealapi.Plaintext()
+        if ct.coeff_modulus_size() != 2:
+            raise InputError(f"refresh needs a masked ciphertext at level 1, got level {ct.coeff_modulus_size() - 1}")
+        self._decryptor.decrypt(ct, plain)
+        q0, q1 = self.parameters.primes[:2]
+        element = ring.lift(self._coefficients(plain, ct.scale), (q0, q1))
+        # the mask keeps within ±Q/4; under another key half of the coefficients lie outside
+        if element.magnitude() > 0.3 * q0 * q1:
+            raise InputError("ciphertext to refresh was masked under another key; use this owner's public key")
+        return self._ring.save(self._encryptor.encrypt_symmetric(self._ring_plaintext(element, ct.scale)))
+
+    def _coefficients(self, plain: Any, scale: float) -> ring.Residues:
+        """Coefficient residues ``[primes][N]`` of a plaintext; SEAL transforms ciphertexts only, so (0, p) serves."""
+        values = self._ring.plaintext_residues(plain)
+        carrier = self._ring.from_residues(np.stack([np.zeros_like(values), values]), scale)
+        self._ring.evaluator.transform_from_ntt_inplace(carrier)
+        coefficients: ring.Residues = self._ring.residues(carrier)[1]
+        return coefficients
+
+    def _ring_plaintext(self, element: ring.WideIntegers, scale: float) -> Any:
+        """A ring element (plus encryption noise) as a plaintext on the highest level.
+
+        SEAL encodes doubles only, too narrow here; decrypting (m, 0) added to an encryption of zero goes round it.
+        """
+        carrier, plain = sealapi.Ciphertext(), sealapi.Plaintext()
+        self._encryptor.encrypt_zero_symmetric(carrier)
+        carrier.scale = scale
+        evaluator = self._ring.evaluator
+        evaluator.transform_from_ntt_inplace(carrier)
+        evaluator.add_inplace(carrier, self._ring.ring_ciphertext(element, self.parameters.levels, scale))
+        evaluator.transform_to_ntt_inplace(carrier)
+        self._decryptor.decrypt(carrier, plain)
+        return plain

@@ -1,0 +1,119 @@
+"""``secureattn compare``: exact, approximated in the clear, and encrypted, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from secureattn.commands.planning import parameters
+from secureattn.events import PHASES
+from secureattn.ledger import phase_table, units
+from secureattn.plan import Plan
+from secureattn.runs import Array, Progress, Run, agreement, clear_run, execute
+
+PLAINTEXT = "plaintext"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Three runs of one model on the same samples."""
+
+    plan: Plan
+    labels: npt.NDArray[np.int64]
+    exact: Run
+    clear: Run
+    encrypted: Run
+
+    def accuracy(self, run: Run) -> float:
+        """Share of samples classified right."""
+        return float((run.outputs.argmax(-1) == self.labels).mean())
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, schema 1."""
+        seconds = self.encrypted.seconds()
+        return {
+            "schema": 1,
+            "model": self.plan.model.config.name,
+            "protocol": self.plan.protocol.name,
+            "engine": self.plan.protocol.engine,
+            "samples": len(self.labels),
+            "parameters": parameters(self.plan),
+            "accuracy": {
+                "exact": self.accuracy(self.exact),
+                "clear": self.accuracy(self.clear),
+                "encrypted": self.accuracy(self.encrypted),
+            },
+            "agreement": {
+                "clear": agreement(self.clear.outputs, self.exact.outputs),
+                "encrypted": agreement(self.encrypted.outputs, self.exact.outputs),
+                "encrypted_with_clear": agreement(self.encrypted.outputs, self.clear.outputs),
+            },
+            "max_abs_error": {
+                "approximation": _distance(self.clear, self.exact),
+                "encryption": _distance(self.encrypted, self.clear),
+            },
+            "escapes": dict(self.clear.escapes),
+            "seconds": {name: seconds.get(name) for name in (*PHASES, "total")},
+            "changes_model": self.plan.protocol.changes_model,
+            "trust": self.plan.protocol.trust,
+            "warnings": list(self.plan.warnings),
+        }
+
+
+def compare(plan: Plan, inputs: Array, labels: npt.NDArray[np.int64], progress: Progress) -> Comparison:
+    """Run all three; the encrypted one last, as it takes longest."""
+    progress("running in the clear", 0, 0)
+    exact, clear = clear_run(plan, inputs, exact=True), clear_run(plan, inputs)
+    return Comparison(plan, labels, exact, clear, execute(plan, inputs, progress=progress))
+
+
+def show(c: Comparison, console: Console) -> None:
+    """Print the three columns as rows, the phases, and what they rest on."""
+    console.print(f"[bold]{c.plan.title}[/bold], {len(c.labels)} samples, engine {c.plan.protocol.engine}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("run", "accuracy", "agrees with exact", "agrees with clear", "max |error| of scores"):
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    table.add_row("exact", f"{c.accuracy(c.exact):.2%}", units.UNKNOWN, units.UNKNOWN, units.UNKNOWN)
+    rows = (("clear", c.clear, c.exact, "approximation"), ("encrypted", c.encrypted, c.clear, "encryption"))
+    for name, run, reference, what in rows:
+        table.add_row(
+            name,
+            f"{c.accuracy(run):.2%}",
+            f"{agreement(run.outputs, c.exact.outputs):.2%}",
+            units.UNKNOWN if run is c.clear else f"{agreement(run.outputs, c.clear.outputs):.2%}",
+            f"{_distance(run, reference):.1e} ({what})",
+        )
+    console.print(table)
+    if c.clear.escapes:
+        left = ", ".join(f"{n} at {site}" for site, n in c.clear.escapes.items())
+        console.print(f"values outside their function's domain: {left}")
+    console.print(phase_table(c.encrypted.ledger))
+    show_basis(c.plan, console)
+
+
+def show_basis(plan: Plan, console: Console) -> None:
+    """What the numbers above rest on: parameters, trust model, warnings."""
+    known = {name: value for name, value in parameters(plan).items() if value is not None}
+    if known:
+        console.print("parameters: " + ", ".join(f"{k.replace('_', ' ')} {_shown(v)}" for k, v in known.items()))
+    if plan.protocol.changes_model:
+        console.print("this protocol computes another function than the model's own")
+    console.print(f"trust: {plan.protocol.trust}")
+    for warning in plan.warnings:
+        console.print(f"[bold]warning: {warning}[/bold]")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _distance(a: Run, b: Run) -> float:
+    return float(np.abs(a.outputs - b.outputs).max())

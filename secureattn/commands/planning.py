@@ -1,0 +1,126 @@
+"""``secureattn plan``: what a run will cost, before any key is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from secureattn.backends.ckks.parameters import MAX_MODULUS_BITS
+from secureattn.ledger import LAN, WAN, Network, network_table, region_table, to_json, units
+from secureattn.plan import HIDING_BITS, CkksPlan, Plan
+
+
+def parameters(plan: Plan) -> dict[str, Any]:
+    """The engine's parameters, for reports; ``security_bits`` is null where no such number exists."""
+    if plan.ckks is not None:
+        p = plan.ckks.parameters
+        return {
+            "security_bits": p.security_bits,
+            "ring_degree": p.ring_degree,
+            "modulus_bits": p.modulus_bits,
+            "modulus_bits_allowed": MAX_MODULUS_BITS[p.ring_degree],
+            "prime_bits": list(p.prime_bits),
+            "scale_bits": p.scale_bits,
+            "levels": p.levels,
+            "hiding_bits": plan.ckks.hiding_bits,
+        }
+    if plan.mpc is not None:
+        mpc = plan.protocol.mpc
+        return {
+            "security_bits": None,
+            "parties": mpc.parties,
+            "dealer": mpc.dealer,
+            "truncation": mpc.truncation,
+            "fractional_bits": mpc.fractional_bits,
+            "ring_bits": 64,
+        }
+    return {"security_bits": None}
+
+
+def document(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON."""
+    made: dict[str, Any] = {
+        "schema": 1,
+        "model": plan.model.config.name,
+        "protocol": plan.protocol.name,
+        "engine": plan.protocol.engine,
+        "samples": plan.samples,
+        "parameters": parameters(plan),
+        "functions": {site: _function(plan, site) for site in plan.realisations},
+        "trust": plan.protocol.trust,
+        "warnings": list(plan.warnings),
+        **to_json(plan.ledger),
+    }
+    if plan.ckks is not None:
+        c = plan.ckks
+        made["ckks"] = {
+            "depth": c.depth,
+            "batches": c.batches,
+            "queries_per_batch": c.capacity,
+            "refresh_points": sorted(c.schedule),
+            "rotation_keys": len(c.rotations),
+            "bytes": dict(c.sizes),
+            "predicted_seconds": dict(c.seconds),
+        }
+    return made
+
+
+def _function(plan: Plan, site: str) -> dict[str, Any]:
+    r = plan.realisations[site]
+    depth = r.polynomial.depth if r.polynomial else None
+    return {"realisation": r.label, "domain": list(r.domain), "error": r.error, "relative": r.relative, "depth": depth}
+
+
+def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN)) -> None:
+    """Print it."""
+    console.print(f"[bold]{plan.title}[/bold], {plan.samples} samples, engine {plan.protocol.engine}")
+    console.print(f"trust: {plan.protocol.trust}")
+    for warning in plan.warnings:
+        console.print(f"[bold]warning: {warning}[/bold]")
+    console.print(_functions(plan))
+    if plan.ckks is not None:
+        _show_ckks(plan, plan.ckks, console)
+    elif plan.mpc is not None:
+        console.print(region_table(plan.ledger))
+        console.print(network_table(plan.ledger, networks))
+        shown = {phase: units.seconds(s) for phase, s in plan.mpc.seconds.items() if s}
+        console.print("predicted (all parties and the dealer on two cores): " + _listed(shown))
+
+
+def _show_ckks(plan: Plan, c: CkksPlan, console: Console) -> None:
+    p = c.parameters
+    console.print(
+        f"ring degree {p.ring_degree}, {p.modulus_bits} modulus bits of {MAX_MODULUS_BITS[p.ring_degree]} allowed at "
+        f"{p.security_bits}-bit security (2024 guidelines), {p.levels} levels, scale 2^{p.scale_bits}"
+    )
+    console.print(
+        f"program depth {c.depth} levels; {c.capacity} queries a batch, {c.batches} batch{'es' * (c.batches > 1)}; "
+        f"a result ends at level {c.output_level}"
+    )
+    if c.schedule:
+        points = ", ".join(f"{point} ({c.points[point]})" for point in c.points if point in c.schedule)
+        console.print(f"refresh by the client, ciphertexts in brackets: {points}")
+        console.print(f"refresh masks hide {c.hiding_bits:.1f} bits (at least {HIDING_BITS} required)")
+    else:
+        console.print("no refresh: one round trip")
+    console.print("sizes: " + _listed({key.replace("_", " "): units.data(value) for key, value in c.sizes.items()}))
+    console.print(region_table(plan.ledger))
+    console.print("predicted: " + _listed({phase: units.seconds(value) for phase, value in c.seconds.items()}))
+
+
+def _functions(plan: Plan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("site", "realisation", "domain", "max error", "depth"):
+        table.add_column(heading)
+    for site, r in plan.realisations.items():
+        error = units.UNKNOWN if r.error is None else f"{r.error:.1e}{' relative' if r.relative else ''}"
+        depth = units.UNKNOWN if r.polynomial is None else str(r.polynomial.depth)
+        table.add_row(site, r.label, f"[{r.domain[0]:.4g}, {r.domain[1]:.4g}]".replace("[", "\\["), error, depth)
+    return table
+
+
+def _listed(parts: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parts.items())

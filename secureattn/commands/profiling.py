@@ -1,0 +1,77 @@
+"""``secureattn profile``: what every operation of an encrypted run cost."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from secureattn.commands.comparison import show_basis
+from secureattn.commands.output import whole
+from secureattn.commands.planning import parameters
+from secureattn.errors import EngineError, InputError
+from secureattn.ledger import (
+    Network,
+    breakdown_table,
+    machine,
+    network_seconds,
+    network_table,
+    phase_table,
+    region_table,
+    to_json,
+    write_plot,
+    write_trace,
+)
+from secureattn.ledger.plot import SUFFIXES
+from secureattn.plan import Plan
+from secureattn.runs import Run
+
+
+def document(plan: Plan, run: Run, networks: Sequence[Network]) -> dict[str, Any]:
+    """The profile as JSON, schema 1."""
+    return {
+        "schema": 1,
+        "model": plan.model.config.name,
+        "protocol": plan.protocol.name,
+        "engine": plan.protocol.engine,
+        "samples": plan.samples,
+        "machine": machine(),
+        "parameters": parameters(plan),
+        "trust": plan.protocol.trust,
+        "warnings": list(plan.warnings),
+        "networks": {network.name: {"modelled_seconds": network_seconds(run.ledger, network)} for network in networks},
+        **to_json(run.ledger),
+    }
+
+
+def show(plan: Plan, run: Run, networks: Sequence[Network], console: Console, *, top: int | None) -> None:
+    """Print phases, regions, operations, networks, and what they rest on."""
+    console.print(phase_table(run.ledger))
+    console.print(region_table(run.ledger))
+    console.print(breakdown_table(run.ledger, top=top))
+    if plan.protocol.engine != "plaintext":
+        console.print(network_table(run.ledger, networks))
+    show_basis(plan, console)
+
+
+def check_plot(path: Path | None) -> None:
+    """Refuse a plot format, or a plot without matplotlib, before anything is run."""
+    if path is None:
+        return
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"plot {path} has an unknown format; it must end in {' or '.join(SUFFIXES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EngineError("a plot needs matplotlib; run pip install matplotlib")
+
+
+def write(run: Run, *, trace: Path | None, plot: Path | None) -> None:
+    """The Chrome trace and the stacked-bar plot, where asked for."""
+    if trace is not None:
+        with whole(trace) as draft:
+            write_trace(run.ledger, draft)
+    if plot is not None:
+        with whole(plot) as draft:
+            write_plot([run.ledger], draft, described=machine())

@@ -1,0 +1,29 @@
+"""What a run cost: events of one or more parties → tables, JSON, Chrome trace, plot, and time on a network."""
+
+from secureattn.ledger.export import to_json
+from secureattn.ledger.ledger import COUNTS, ENGINE_COUNTS, Ledger, Party
+from secureattn.ledger.machine import machine
+from secureattn.ledger.network import LAN, WAN, Network, load_network, network_seconds, network_table
+from secureattn.ledger.plot import write_plot
+from secureattn.ledger.table import breakdown_table, phase_table, region_table
+from secureattn.ledger.trace import write_trace
+
+__all__ = [
+    "COUNTS",
+    "ENGINE_COUNTS",
+    "LAN",
+    "WAN",
+    "Ledger",
+    "Network",
+    "Party",
+    "breakdown_table",
+    "load_network",
+    "machine",
+    "network_seconds",
+    "network_table",
+    "phase_table",
+    "region_table",
+    "to_json",
+    "write_plot",
+    "write_trace",
+]

@@ -1,0 +1,57 @@
+"""Runs on one machine, every role in its place: client and server under CKKS, parties and dealer on shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from secureattn.errors import PlanError
+from secureattn.plan import Plan
+from secureattn.runs.result import Array, Progress, Run
+
+__all__ = ["Array", "Progress", "Run", "agreement", "clear_run", "execute", "require"]
+
+
+def execute(plan: Plan, inputs: Any, *, progress: Progress | None = None, trace: bool = False) -> Run:
+    """Run a plan on inputs ``[N,S,F]`` with its engine; class scores ``[N,C]`` and what everything cost.
+
+    Raises InputError for unusable inputs before anything expensive, EngineError for a missing engine.
+    """
+    array = plan.model.check(inputs)
+    if len(array) != plan.samples:
+        raise PlanError(f"the plan is for {plan.samples} samples, the input has {len(array)}; plan again")
+    return _engine(plan.protocol.engine)(plan, array, progress or (lambda *_: None), trace)
+
+
+def require(engine: str) -> None:
+    """EngineError, with the command that helps, if the engine's library is missing."""
+    _engine(engine)
+
+
+def _engine(name: str) -> Callable[[Plan, Array, Progress, bool], Run]:
+    """The engine's runner; importing it needs the engine's library."""
+    if name == "ckks":
+        from secureattn.runs import ckks
+
+        return ckks.run
+    if name == "crypten":
+        from secureattn.runs import mpc
+
+        return mpc.run
+    from secureattn.runs import plaintext
+
+    return plaintext.run
+
+
+def clear_run(plan: Plan, inputs: Any, *, exact: bool = False) -> Run:
+    """The same program in the clear: its approximations, or with ``exact`` the true functions."""
+    from secureattn.runs import plaintext
+
+    return plaintext.run(plan, plan.model.check(inputs), lambda *_: None, False, exact=exact)
+
+
+def agreement(a: Array, b: Array) -> float:
+    """Share of rows with the same largest entry."""
+    return float(np.mean(a.argmax(-1) == b.argmax(-1)))

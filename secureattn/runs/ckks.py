@@ -1,0 +1,113 @@
+"""An encrypted run with both roles in one process: the client object holds the secret key, the server object none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from secureattn.backends.ckks.backend import CkksBackend
+from secureattn.backends.ckks.evaluator import SealEvaluator
+from secureattn.backends.ckks.keys import KeyOwner
+from secureattn.backends.ckks.machine import Cipher, Machine
+from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack, unpack
+from secureattn.errors import EngineError, InputError
+from secureattn.events import Recorder
+from secureattn.ledger import Ledger
+from secureattn.nn.encoder import Encoder
+from secureattn.plan import CkksPlan, Plan, finish_outputs
+from secureattn.runs.result import Array, Progress, Run
+
+
+class Client:
+    """The key owner: makes keys for a plan, encrypts queries, refreshes masked values, decrypts results."""
+
+    def __init__(self, plan: Plan) -> None:
+        assert plan.ckks is not None
+        self.plan = plan
+        self.layout: CkksPlan = plan.ckks
+        self.owner = KeyOwner.generate(self.layout.parameters, self.layout.rotations)
+
+    @property
+    def evaluation_keys(self) -> Any:
+        """What the server gets: public, relinearisation and planned Galois keys."""
+        return self.owner.evaluation_keys
+
+    def encrypt(self, inputs: Array) -> list[bytes]:
+        """``[B,S,F]`` → one ciphertext per feature."""
+        slots = pack(inputs, self.layout.tokens, self.layout.capacity)
+        return [self.owner.encrypt(column) for column in slots]
+
+    def decrypt(self, blobs: Sequence[bytes], samples: int) -> Array:
+        """Ciphertexts of class scores → ``[B,C]``."""
+        slots = [self.owner.decrypt(blob) for blob in blobs]
+        return unpack(slots, (samples, 1, len(blobs)), self.layout.capacity)[:, 0]
+
+
+class Server:
+    """The evaluator: the model's weights and the client's evaluation keys; nothing reachable from it is secret."""
+
+    def __init__(self, plan: Plan, evaluation_keys: Any, recorder: Recorder) -> None:
+        assert plan.ckks is not None
+        self.plan = plan.ckks
+        self.config = plan.model.config
+        self.machine = Machine(self.plan.parameters, SealEvaluator(self.plan.parameters, evaluation_keys), recorder)
+        self.backend = CkksBackend(self.machine, tokens=self.config.tokens, schedule=self.plan.schedule)
+        self.network = Encoder(plan.folded(), self.backend)
+
+    def evaluate(self, blobs: Sequence[bytes], samples: int, refresh: Answer) -> list[bytes]:
+        """Encrypted queries → encrypted class scores; ``refresh`` reaches the key owner."""
+        device: Any = self.machine.device
+        self.backend.refresher = MaskedRefresh(self.machine, refresh)
+        with self.machine.recorder.op("load"):
+            ciphers = [self._loaded(device.load(blob)) for blob in blobs]
+        shape = (samples, self.config.tokens, self.config.features)
+        output: Any = self.network(self.backend.tensor(ciphers, shape))
+        finished = finish_outputs(self.backend, output)
+        with self.machine.recorder.op("save"):
+            return [device.save(cipher.data) for cipher in finished]
+
+    def _loaded(self, ct: Any) -> Cipher:
+        """A query's ciphertext, which must be what the plan says: fresh, on the highest level, at its scale."""
+        device: Any = self.machine.device
+        level, scale = self.plan.parameters.levels, self.plan.parameters.scales[-1]
+        if (device.level(ct), ct.scale, ct.size()) != (level, scale, 2):
+            raise InputError(
+                f"a query's ciphertext is at level {device.level(ct)} and scale {ct.scale:.6g}, the plan needs level "
+                f"{level} and scale {scale:.6g}; encrypt it for this plan"
+            )
+        return Cipher(level, scale, 2, ct)
+
+
+def run(plan: Plan, inputs: Array, progress: Progress, trace: bool) -> Run:
+    """Class scores ``[N,C]``, batch after batch; keys are made once."""
+    layout = plan.ckks
+    if layout is None:
+        raise EngineError("the plan has no CKKS part")
+    recorder = Recorder(trace=trace)
+    with recorder.phase("keys"):
+        progress("making keys", 0, 0)
+        client = Client(plan)
+    with recorder.phase("setup"):
+        server = Server(plan, client.evaluation_keys, recorder)
+    outputs = []
+    for i in range(layout.batches):
+        batch = inputs[i * layout.capacity : (i + 1) * layout.capacity]
+        progress(f"evaluating batch {i + 1} of {layout.batches}", 0, 0)
+        outputs.append(_run_batch(client, server, batch, recorder))
+        progress(f"evaluated batch {i + 1} of {layout.batches}", i + 1, layout.batches)
+    return Run(np.concatenate(outputs), Ledger.of(recorder, name=plan.title, engine="ckks"))
+
+
+def _run_batch(client: Client, server: Server, batch: Array, recorder: Recorder) -> Array:
+    with recorder.phase("encrypt"), recorder.op("encrypt"):
+        blobs = client.encrypt(batch)
+        recorder.primitive("encryptions", times=len(blobs))
+        recorder.primitive("bytes_sent", times=sum(map(len, blobs)))
+    with recorder.phase("online"):
+        results = server.evaluate(blobs, len(batch), client.owner.refresh)
+    with recorder.phase("decrypt"), recorder.op("decrypt"):
+        recorder.primitive("decryptions", times=len(results))
+        recorder.primitive("bytes_sent", times=sum(map(len, results)))
+        return client.decrypt(results, len(batch))

@@ -1,0 +1,37 @@
+"""What a run brings back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from secureattn.ledger import Ledger, Party
+
+Array = npt.NDArray[np.float64]
+Progress = Callable[[str, int, int], None]
+"""Told what is going on, how many steps are done, and of how many (0 where that is not known)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Class scores ``[N,C]``, what the run cost, and how many values left a function's domain (clear runs only)."""
+
+    outputs: Array
+    ledger: Ledger
+    escapes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def parties(self) -> tuple[Party, ...]:
+        """Every role that kept events."""
+        return self.ledger.parties
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase that occurred, and their total."""
+        return {**self.ledger.phases, "total": self.ledger.seconds}
+
+    def total(self, name: str, *, party: int = 0) -> int:
+        """How often one party counted a primitive."""
+        return sum(event.counts.get(name, 0) for event in self.parties[party].events)

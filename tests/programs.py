@@ -1,0 +1,463 @@
+"""The table of operations: what every engine must compute, in numpy, and how far off it may be and why.
+
+A plain module: the parties of a secret-sharing run, processes of their own, import it to run the same programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.polynomial import chebyshev as cheb
+from numpy.polynomial import polynomial as poly
+
+from secureattn.approx.layernorm import layernorm
+from secureattn.approx.power_softmax import power_softmax
+from secureattn.approx.softmax import softmax
+from secureattn.backends.ckks.backend import CkksBackend
+from secureattn.backends.ckks.batch import BatchTensor
+from secureattn.backends.ckks.machine import Cipher, Machine, OutOfLevels
+from secureattn.backends.ckks.parameters import CkksParameters, chain, most_levels
+from secureattn.backends.ckks.roles import MaskedRefresh, pack
+from secureattn.backends.symbolic import SymbolicCkks
+from secureattn.events import Recorder
+from secureattn.polynomial import Polynomial
+
+SEED = 20250611
+ULP = 2.0**-16  # one unit in the last place of 16 fractional bits
+TOKENS, HEADS = 4, 2  # of every program; a power of two, other counts are in test_ckks_batch.py
+REFRESH_POINT = "somewhere/point"  # the one refresh point that the encrypted runs use
+
+Array = np.ndarray
+
+
+def grid(*shape: int, salt: int = 0, low: float = -1.0, high: float = 1.0) -> Array:
+    """Uniform numbers in an interval that fixed point holds exactly: inputs carry no error of their own."""
+    rng = np.random.default_rng([SEED, salt, *shape])
+    return np.rint(rng.uniform(low, high, size=shape) / ULP) * ULP
+
+
+X, Y = grid(3, TOKENS, 6), grid(3, TOKENS, 6, salt=1)
+SMALL = grid(3, TOKENS, 6, salt=11, low=-0.3, high=0.3)  # queries that keep scores small
+COLUMN = grid(3, TOKENS, 1, salt=2)
+WIDE = grid(3, TOKENS, 6, salt=3, low=-2.0, high=2.0)  # variances in [0.6, 2.2]
+W, B, SB = grid(5, 6, salt=4), grid(5, salt=5), grid(TOKENS, 5, salt=6)
+ROW, PLACES = grid(6, salt=7), grid(TOKENS, 6, salt=8)
+MASK = np.tril(np.ones((TOKENS, TOKENS)))
+GAIN, SHIFT = grid(6, salt=9, low=0.5, high=1.5), grid(6, salt=10)
+
+
+# ---- how far off a result may be --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Largest absolute error, and why it is that."""
+
+    error: float
+    reason: str
+
+
+ROUNDING = Bound(1e-14, "float64 rounds")
+ROUNDING_MANY = Bound(1e-12, "float64 rounds at every step of a longer formula")
+
+FRESH = Bound(2e-8, "noise of a fresh encryption at scale 2^40, and nothing amplifies it")
+NOISE = Bound(1e-7, "encryption noise at scale 2^40 through one product or rotation")
+NOISE_SUM = Bound(5e-7, "encryption noise at scale 2^40, summed over features or tokens or through two products")
+NOISE_DEEP = Bound(2e-5, "encryption noise at scale 2^40, which every level of a polynomial adds to and may double")
+
+SHARES = Bound(0.0, "sums and integer factors are exact in the ring, and inputs lie on its grid")
+CUT = Bound(ULP, "one exact truncation errs by less than one unit in the last place")
+CUT_FACTOR = Bound(1.25 * ULP, "one truncation, and a public factor that keeps 22 bits")
+CUT_TWICE = Bound(3 * ULP, "truncations in turn, each off by a unit times what it is multiplied by afterwards, below 2")
+CUT_MANY = Bound(64 * ULP, "a truncation at every step of a polynomial, each doubled by the Chebyshev recursion")
+
+
+# ---- functions, fitted here by numpy alone ----------------------------------------------------------------------
+
+
+def fitted(f: Callable[[Array], Array], degree: int, low: float, high: float) -> Polynomial:
+    """A Chebyshev interpolant, from numpy."""
+    return Polynomial(tuple(cheb.Chebyshev.interpolate(f, degree, [low, high]).coef.tolist()), (low, high))
+
+
+def clear(p: Polynomial) -> Callable[[Array], Array]:
+    """The polynomial in numpy, from its coefficients and domain alone."""
+    low, high = p.domain
+
+    def value(x: Array) -> Array:
+        if p.basis == "monomial":
+            return poly.polyval(x, p.coefficients)
+        return cheb.chebval((2 * x - low - high) / (high - low), p.coefficients)
+
+    return value
+
+
+def heavy(x: Array) -> Array:
+    """Almost even: ``x·tanh(x)/2 + x/2``, a stand-in for GELU."""
+    return x * np.tanh(x) / 2 + x / 2
+
+
+CUBIC = fitted(np.sin, 3, -1.0, 1.0)
+SEPTIC = fitted(np.exp, 7, -1.5, 2.0)
+EVEN = fitted(heavy, 7, -1.0, 1.0)  # its odd coefficients but the first are noise of the fit
+MONOMIAL = Polynomial((0.25, -1.0, 0.5, 0.75), (-1.0, 1.0), "monomial")
+EXP = fitted(np.exp, 7, -1.0, 1.0)
+RECIPROCAL = fitted(np.reciprocal, 3, 4.0, 6.0)  # of width 2: no affine map to pay for
+NORMALISER = fitted(np.reciprocal, 7, 1.0, 3.0)
+RSQRT = fitted(lambda x: x**-0.5, 7, 0.5, 2.5)
+
+
+# ---- numpy's own forms ------------------------------------------------------------------------------------------
+
+
+def heads(x: Array) -> Array:
+    b, s, d = x.shape
+    return x.reshape(b, s, HEADS, d // HEADS).transpose(0, 2, 1, 3)
+
+
+def merged(x: Array) -> Array:
+    b, h, s, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b, s, h * d)
+
+
+def scores(q: Array, k: Array) -> Array:
+    return np.einsum("bhsd,bhtd->bhst", heads(q), heads(k))
+
+
+def mix(a: Array, v: Array) -> Array:
+    return np.einsum("bhst,bhtd->bhsd", a, v)
+
+
+def mean_shift_weights(x: Array, y: Array) -> Array:
+    s = scores(x, y)
+    e = clear(EXP)(s - s.mean(-1, keepdims=True))
+    return e * clear(RECIPROCAL)(e.sum(-1, keepdims=True))
+
+
+def power_weights(x: Array, y: Array) -> Array:
+    powers = scores(x, y) ** 4
+    return powers * clear(NORMALISER)(powers.sum(-1, keepdims=True) + 1.0)
+
+
+def normalised(x: Array) -> Array:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * clear(RSQRT)(x.var(-1, keepdims=True) + 1e-3) * GAIN + SHIFT
+
+
+# ---- the same over Tensor ---------------------------------------------------------------------------------------
+
+
+def run_scores(x: Any, y: Any) -> Any:
+    return x.split_heads(HEADS).scores(y.split_heads(HEADS))
+
+
+def run_mean_shift(b: Any, x: Any, y: Any) -> Any:
+    return softmax(
+        run_scores(x, y), exp=lambda s: s.polynomial(EXP), reciprocal=lambda s: s.polynomial(RECIPROCAL)
+    ).weights()
+
+
+def run_power(b: Any, x: Any, y: Any) -> Any:
+    return power_softmax(
+        run_scores(x, y), p=4, epsilon=1.0, reciprocal=lambda s: s.polynomial(NORMALISER)
+    ).weights()
+
+
+def run_layernorm(b: Any, x: Any) -> Any:
+    return layernorm(x, epsilon=1e-3, rsqrt=lambda t: t.polynomial(RSQRT), gain=GAIN, bias=SHIFT)
+
+
+def run_refresh(b: Any, x: Any, y: Any) -> Any:
+    region, point = REFRESH_POINT.split("/")
+    with b.region(region):
+        return (x * y).observe("seen").refresh(point) * y
+
+
+def run_refresh_elsewhere(b: Any, x: Any) -> Any:
+    with b.region("elsewhere"):
+        return x.refresh("point")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Inputs ``[B,S,D]``, the program over Tensor, the same in numpy, and the error allowed on each engine."""
+
+    inputs: tuple[Array, ...]
+    run: Callable[..., Any]
+    expected: Callable[..., Array]
+    bounds: Mapping[str, Bound | None]  # None: the engine lacks what the program needs
+
+
+def op(
+    inputs: tuple[Array, ...],
+    run: Callable[..., Any],
+    expected: Callable[..., Array],
+    plaintext: Bound,
+    ckks: Bound | None,
+    crypten: Bound,
+) -> Program:
+    return Program(inputs, run, expected, {"plaintext": plaintext, "ckks": ckks, "crypten": crypten})
+
+
+PROGRAMS: dict[str, Program] = {
+    "add": op((X, Y), lambda b, x, y: x + y, lambda x, y: x + y, ROUNDING, FRESH, SHARES),
+    "add_column": op((X, COLUMN), lambda b, x, c: x + c, lambda x, c: x + c, ROUNDING, FRESH, SHARES),
+    "add_scalar": op((X,), lambda b, x: 1.25 + x, lambda x: x + 1.25, ROUNDING, FRESH, SHARES),
+    "add_vector": op((X,), lambda b, x: x + ROW, lambda x: x + ROW, ROUNDING, FRESH, SHARES),
+    "add_places": op((X,), lambda b, x: x + PLACES, lambda x: x + PLACES, ROUNDING, FRESH, SHARES),
+    "sub": op((X, Y), lambda b, x, y: x - y, lambda x, y: x - y, ROUNDING, FRESH, SHARES),
+    "sub_itself": op((X,), lambda b, x: x - x, lambda x: x - x, ROUNDING, FRESH, SHARES),
+    "sub_from_scalar": op((X,), lambda b, x: 2 - x, lambda x: 2 - x, ROUNDING, FRESH, SHARES),
+    "neg": op((X,), lambda b, x: -x, lambda x: -x, ROUNDING, FRESH, SHARES),
+    "mul": op((X, Y), lambda b, x, y: x * y, lambda x, y: x * y, ROUNDING, NOISE, CUT),
+    "mul_column": op((X, COLUMN), lambda b, x, c: x * c, lambda x, c: x * c, ROUNDING, NOISE, CUT),
+    "mul_by_wider": op((COLUMN, X), lambda b, c, x: c * x, lambda c, x: c * x, ROUNDING, NOISE, CUT),
+    "mul_float": op((X,), lambda b, x: x * 0.3, lambda x: x * 0.3, ROUNDING, NOISE, CUT_FACTOR),
+    "mul_tiny": op((X,), lambda b, x: x * 1e-9, lambda x: x * 1e-9, ROUNDING, NOISE, CUT_FACTOR),
+    "mul_zero": op((X,), lambda b, x: x * 0, lambda x: x * 0, ROUNDING, NOISE, SHARES),
+    "mul_int": op((X,), lambda b, x: -3 * x, lambda x: -3 * x, ROUNDING, NOISE, SHARES),
+    "mul_two": op((X,), lambda b, x: x * 2, lambda x: x * 2, ROUNDING, FRESH, SHARES),
+    "mul_vector": op((X,), lambda b, x: x * ROW, lambda x: x * ROW, ROUNDING, NOISE, CUT_FACTOR),
+    "mul_places": op((X,), lambda b, x: x * PLACES, lambda x: x * PLACES, ROUNDING, NOISE, CUT_FACTOR),
+    "square": op((X,), lambda b, x: x.square(), lambda x: x * x, ROUNDING, NOISE, CUT),
+    "linear": op(
+        (X,), lambda b, x: x.linear(b.weight(W), b.weight(B)), lambda x: x @ W.T + B, ROUNDING, NOISE, CUT
+    ),
+    "linear_places": op(
+        (X,), lambda b, x: x.linear(b.weight(W), b.weight(SB)), lambda x: x @ W.T + SB, ROUNDING, NOISE, CUT
+    ),
+    "linear_no_bias": op((X,), lambda b, x: x.linear(b.weight(W)), lambda x: x @ W.T, ROUNDING, NOISE, CUT),
+    "inner": op(
+        (X, Y), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ROUNDING, NOISE_SUM, CUT
+    ),
+    "inner_itself": op(
+        (X,), lambda b, x: x.inner(x), lambda x: (x * x).sum(-1, keepdims=True), ROUNDING, NOISE_SUM, CUT
+    ),
+    "sum_features": op((X,), lambda b, x: x.sum(-1), lambda x: x.sum(-1, keepdims=True), ROUNDING, NOISE, SHARES),
+    "sum_tokens": op((X,), lambda b, x: x.sum(1), lambda x: x.sum(1, keepdims=True), ROUNDING, NOISE, SHARES),
+    "sum_one_token": op(
+        (X,), lambda b, x: x.sum(1).sum(1), lambda x: x.sum(1, keepdims=True), ROUNDING, NOISE, SHARES
+    ),
+    "mean_features": op((X,), lambda b, x: x.mean(-1), lambda x: x.mean(-1, keepdims=True), ROUNDING, NOISE, CUT_FACTOR),
+    "mean_tokens": op((X,), lambda b, x: x.mean(1), lambda x: x.mean(1, keepdims=True), ROUNDING, NOISE, CUT_FACTOR),
+    "token_mean_off": op(
+        (X,), lambda b, x: x - x.mean(1), lambda x: x - x.mean(1, keepdims=True), ROUNDING, NOISE, CUT_FACTOR
+    ),
+    "take_features": op((X,), lambda b, x: x.take(-1, slice(1, 4)), lambda x: x[..., 1:4], ROUNDING, FRESH, SHARES),
+    "take_feature": op((X,), lambda b, x: x.take(2, -1), lambda x: x[..., -1:], ROUNDING, FRESH, SHARES),
+    "take_token": op((X,), lambda b, x: x.take(1, 2), lambda x: x[:, 2:3], ROUNDING, NOISE, SHARES),
+    "take_last_token": op((X,), lambda b, x: x.take(1, -1), lambda x: x[:, -1:], ROUNDING, NOISE, SHARES),
+    "split_heads": op((X,), lambda b, x: x.split_heads(HEADS), heads, ROUNDING, FRESH, SHARES),
+    "merge_heads": op((X,), lambda b, x: x.split_heads(HEADS).merge_heads(), lambda x: x, ROUNDING, FRESH, SHARES),
+    "scores": op((X, Y), lambda b, x, y: run_scores(x, y), scores, ROUNDING, NOISE_SUM, CUT),
+    "scores_sum": op(
+        (X, Y),
+        lambda b, x, y: run_scores(x, y).sum(-1),
+        lambda x, y: scores(x, y).sum(-1, keepdims=True),
+        ROUNDING,
+        NOISE_SUM,
+        Bound(4 * ULP, "a truncation for every one of 4 keys"),
+    ),
+    "scores_mean": op(
+        (X, Y),
+        lambda b, x, y: (s := run_scores(x, y)) - s.mean(-1),
+        lambda x, y: scores(x, y) - scores(x, y).mean(-1, keepdims=True),
+        ROUNDING,
+        NOISE_SUM,
+        CUT_TWICE,
+    ),
+    "scores_mask": op((X, Y), lambda b, x, y: run_scores(x, y) * MASK, lambda x, y: scores(x, y) * MASK, ROUNDING, NOISE_SUM, CUT),  # noqa: E501
+    "scores_plus": op((X, Y), lambda b, x, y: run_scores(x, y) + MASK, lambda x, y: scores(x, y) + MASK, ROUNDING, NOISE_SUM, CUT),  # noqa: E501
+    "scores_mix": op(
+        (X, Y),
+        lambda b, x, y: run_scores(x, y).mix(y.split_heads(HEADS)).merge_heads(),
+        lambda x, y: merged(mix(scores(x, y), heads(y))),
+        ROUNDING,
+        NOISE_SUM,
+        Bound(6 * ULP, "a truncation for every one of 4 keys times a value below 1, and one of the sum"),
+    ),
+    "row_factor": op(
+        (X, Y),
+        lambda b, x, y: (s := run_scores(x, y)).mix(y.split_heads(HEADS)) * s.sum(-1),
+        lambda x, y: mix(scores(x, y), heads(y)) * scores(x, y).sum(-1, keepdims=True),
+        ROUNDING,
+        Bound(2e-6, "encryption noise of a sum, times a mixed value up to 4"),
+        Bound(64 * ULP, "truncations of both factors, each times the other, up to 6"),
+    ),
+    "factor_first": op(
+        (X, Y),
+        lambda b, x, y: (s := run_scores(x, y)).sum(-1) * s.mix(y.split_heads(HEADS)),
+        lambda x, y: mix(scores(x, y), heads(y)) * scores(x, y).sum(-1, keepdims=True),
+        ROUNDING,
+        Bound(2e-6, "encryption noise of a sum, times a mixed value up to 4"),
+        Bound(64 * ULP, "truncations of both factors, each times the other, up to 6"),
+    ),
+    "combine": op(
+        (X, Y),
+        lambda b, x, y: x.combine([(0.3, x), (-2e-3, y)], [(x, y), (x, x)], 1.7),
+        lambda x, y: 0.3 * x - 2e-3 * y + x * y + x * x + 1.7,
+        ROUNDING,
+        NOISE_SUM,
+        Bound(1.5 * ULP, "one truncation of the sum, and two public factors that keep 22 bits"),
+    ),
+    "combine_levels": op(
+        (X, Y),
+        lambda b, x, y: x.combine([(0.5, x)], [(x * y, y), (x, x)], 0.0),
+        lambda x, y: 0.5 * x + x * y * y + x * x,
+        ROUNDING,
+        NOISE_SUM,
+        CUT_TWICE,
+    ),
+    "combine_terms": op(
+        (X, Y), lambda b, x, y: x.combine([(0.5, x), (3, y)], (), -0.5), lambda x, y: 0.5 * x + 3 * y - 0.5,
+        ROUNDING, NOISE_SUM, CUT_FACTOR,
+    ),
+    "polynomial_3": op((X,), lambda b, x: x.polynomial(CUBIC), clear(CUBIC), ROUNDING, NOISE_DEEP, CUT_MANY),
+    "polynomial_7": op((X,), lambda b, x: x.polynomial(SEPTIC), clear(SEPTIC), ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
+    "polynomial_even": op((X,), lambda b, x: x.polynomial(EVEN), clear(EVEN), ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
+    "polynomial_monomial": op((X,), lambda b, x: x.polynomial(MONOMIAL), clear(MONOMIAL), ROUNDING, NOISE_DEEP, CUT_MANY),  # noqa: E501
+    "polynomial_constant": op(
+        (X,), lambda b, x: x.polynomial(Polynomial((0.75,), (-1, 1))), lambda x: 0 * x + 0.75, ROUNDING, FRESH, SHARES
+    ),
+    "refresh": op((X, Y), run_refresh, lambda x, y: x * y * y, ROUNDING, NOISE_SUM, CUT_TWICE),
+    "refresh_unused": op((X,), run_refresh_elsewhere, lambda x: x, ROUNDING, FRESH, SHARES),
+    "power_softmax": op((SMALL, Y), run_power, power_weights, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
+    "softmax_mean_shift": op((SMALL, Y), run_mean_shift, mean_shift_weights, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
+    "layernorm": op((WIDE,), run_layernorm, normalised, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
+    "less": op((X, Y), lambda b, x, y: x.less(y), lambda x, y: (x < y) * 1.0, ROUNDING, None, SHARES),
+    "less_scalar": op((X,), lambda b, x: x.less(0.125), lambda x: (x < 0.125) * 1.0, ROUNDING, None, SHARES),
+    "max": op((X,), lambda b, x: x.max(-1), lambda x: x.max(-1, keepdims=True), ROUNDING, None, SHARES),
+}
+"""Name → program. Errors are absolute; results are of order 1."""
+
+
+# ---- counting ---------------------------------------------------------------------------------------------------
+
+Counts = dict[tuple[str, str, str], dict[str, int]]
+
+
+def counts(recorder: Recorder) -> Counts:
+    """What every region, operation and phase counted, without what counted nothing."""
+    found = {key: {name: n for name, n in event.counts.items() if n} for key, event in recorder.events.items()}
+    return {key: counted for key, counted in found.items() if counted}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an engine made of a program: its value (None where it cannot be seen), shape and counts."""
+
+    value: Array | None
+    shape: tuple[int, ...]
+    counts: Counts
+
+
+# ---- secret shares ----------------------------------------------------------------------------------------------
+
+
+def run_party(backend: Any, names: list[str]) -> dict[str, Result]:
+    """What one party of a secret-sharing run does: every program in turn, opened to the client."""
+    from secureattn.backends.crypten.backend import MpcBackend
+
+    return {name: run_shared(MpcBackend(backend.runtime, Recorder()), name) for name in names}
+
+
+def run_shared(backend: Any, name: str) -> Result:
+    """One program on one party's backend, real or planning; the client owns the inputs."""
+    program = PROGRAMS[name]
+    owner = 1
+    contents = (x if backend.runtime.rank == owner else np.zeros_like(x) for x in program.inputs)
+    inputs = [backend.input(x, owner=owner) for x in contents]
+    with backend.recorder.phase("online"):
+        output = program.run(backend, *inputs)
+    counted = counts(backend.recorder)
+    return Result(backend.reveal(output, to=owner), output.shape, counted)
+
+
+# ---- ciphertexts ------------------------------------------------------------------------------------------------
+
+
+class Encryption:
+    """Both sides of CKKS for tests: a key owner, and an evaluator with keys for the given rotations."""
+
+    def __init__(self, parameters: CkksParameters, rotations: Iterable[int], tokens: int = TOKENS) -> None:
+        from secureattn.backends.ckks.evaluator import SealEvaluator
+        from secureattn.backends.ckks.keys import KeyOwner
+
+        self.parameters, self.tokens = parameters, tokens
+        self.owner = KeyOwner.generate(parameters, rotations)
+        assert self.owner.evaluation_keys is not None
+        self.device = SealEvaluator(parameters, self.owner.evaluation_keys)
+        self._encrypted: dict[bytes, list[Cipher]] = {}
+
+    def backend(self) -> CkksBackend:
+        """An evaluator with a recorder of its own."""
+        machine = Machine(self.parameters, self.device, Recorder())
+        refresher = MaskedRefresh(machine, self.owner.refresh)
+        return CkksBackend(machine, tokens=self.tokens, schedule={REFRESH_POINT}, refresher=refresher)
+
+    def encrypted(self, backend: CkksBackend, x: Array) -> BatchTensor:
+        """``[B,S,F]`` encrypted; the same array only once."""
+        if x.tobytes() not in self._encrypted:
+            columns = pack(x, backend.tokens, backend.batch)
+            self._encrypted[x.tobytes()] = [self._fresh(self.owner.encrypt(column)) for column in columns]
+        return backend.tensor(self._encrypted[x.tobytes()], x.shape)
+
+    def _fresh(self, blob: bytes) -> Cipher:
+        ct = self.device.load(blob)
+        return Cipher(self.device.level(ct), ct.scale, ct.size(), ct)
+
+    def decrypted(self, x: BatchTensor) -> Array:
+        """The value, read off the slots as the layout says: token·B + query, scores by cyclic diagonals."""
+        backend = x.backend
+        slots = [self.owner.decrypt(self.device.save(part.data)) for part in x.parts.flat]
+        columns = np.stack(slots).reshape(*x.parts.shape, backend.tokens, backend.batch)  # [H or 1, parts, T, B]
+        if x.shape[-2] == 1:  # one token: the same at every token
+            assert np.ptp(columns, axis=2).max() < 1e-5
+        if x.diagonals and x.shape[-1] > 1:
+            t = np.arange(backend.tokens)
+            columns = np.stack([columns[:, (t - i) % backend.tokens, i] for i in t], axis=2)
+        by_query = columns.transpose(3, 0, 2, 1)  # [B, H or 1, T, parts]
+        trimmed = by_query[: x.shape[0], :, : x.shape[-2], : x.shape[-1]]
+        return trimmed if len(x.shape) == 4 else trimmed[:, 0]
+
+
+def planned(
+    run: Callable[..., Any], inputs: Sequence[Array], parameters: CkksParameters, tokens: int = TOKENS
+) -> tuple[SymbolicCkks, BatchTensor]:
+    """The same program on shapes alone."""
+    backend = SymbolicCkks(parameters, tokens=tokens, schedule={REFRESH_POINT})
+    with backend.recorder.phase("online"):
+        return backend, run(backend, *(backend.input(x.shape) for x in inputs))
+
+
+def smallest(run: Callable[..., Any], inputs: Sequence[Array], tokens: int = TOKENS) -> CkksParameters:
+    """The smallest ring whose levels hold a program."""
+    for ring in (1 << 13, 1 << 14):
+        parameters = chain(ring, most_levels(ring))
+        with contextlib.suppress(OutOfLevels):
+            planned(run, inputs, parameters, tokens)
+            return parameters
+    raise AssertionError("the program is too deep for this table")
+
+
+def seal_agrees(encryption: Encryption, x: BatchTensor) -> None:
+    """What we keep of every ciphertext is what SEAL has: level, size, and the scale to the last bits."""
+    for part in x.parts.flat:
+        assert part.level == encryption.device.level(part.data)
+        assert part.size == part.data.size() == 2
+        assert abs(part.scale / part.data.scale - 1) <= 1e-12
+
+
+def as_planned(x: BatchTensor, plan: BatchTensor) -> None:
+    """Shape and layout, and every ciphertext's level and scale, are what was planned."""
+    assert x.shape == plan.shape
+    assert x.diagonals == plan.diagonals
+    assert x.parts.shape == plan.parts.shape
+    assert x.level == plan.level
+    for part, expected in zip(x.parts.flat, plan.parts.flat, strict=True):
+        assert (part.level, part.size) == (expected.level, expected.size)
+        assert abs(part.scale / expected.scale - 1) <= 1e-12
