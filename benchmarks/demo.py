@@ -44,8 +44,8 @@ def run(protocol: str, samples: int | None) -> Ledger:
     ledger = compared.encrypted.ledger
     console.rule(f"{MODEL} · {protocol}")
     comparison.show(compared, console)
-    console.print(region_table(ledger))
-    console.print(breakdown_table(ledger, top=12))
+    console.print(region_table(ledger, width=console.width))
+    console.print(breakdown_table(ledger, top=12, width=console.width))
     console.print(network_table(ledger, (LAN, WAN)))
     output.write_json(OUT / f"demo-{protocol}.compare.json", compared.document())
     profile = profiling.document(plan, compared.encrypted, (LAN, WAN))

@@ -64,16 +64,16 @@ class Bound:
 ROUNDING = Bound(1e-14, "float64 rounds")
 ROUNDING_MANY = Bound(1e-12, "float64 rounds at every step of a longer formula")
 
-FRESH = Bound(2e-8, "noise of a fresh encryption at scale 2^40, and nothing amplifies it")
-NOISE = Bound(1e-7, "encryption noise at scale 2^40 through one product or rotation")
-NOISE_SUM = Bound(5e-7, "encryption noise at scale 2^40, summed over features or tokens or through two products")
-NOISE_DEEP = Bound(2e-5, "encryption noise at scale 2^40, which every level of a polynomial adds to and may double")
+FRESH = Bound(1e-8, "noise of a fresh encryption at scale 2^40, and nothing amplifies it")
+NOISE = Bound(3e-8, "encryption noise at scale 2^40 through a product or two, summed over a few features")
+ROTATED = Bound(6e-6, "key switching with a special prime no wider than the first, all that N = 2^13 has room for")
+NOISE_DEEP = Bound(3e-7, "encryption noise at scale 2^40, which every level of a polynomial adds to and may double")
 
 SHARES = Bound(0.0, "sums and integer factors are exact in the ring, and inputs lie on its grid")
 CUT = Bound(ULP, "one exact truncation errs by less than one unit in the last place")
 CUT_FACTOR = Bound(1.25 * ULP, "one truncation, and a public factor that keeps 22 bits")
 CUT_TWICE = Bound(3 * ULP, "truncations in turn, each off by a unit times what it is multiplied by afterwards, below 2")
-CUT_MANY = Bound(64 * ULP, "a truncation at every step of a polynomial, each doubled by the Chebyshev recursion")
+CUT_MANY = Bound(32 * ULP, "a truncation at every step of a polynomial, each doubled by the Chebyshev recursion")
 
 
 # ---- functions, fitted here by numpy alone ----------------------------------------------------------------------
@@ -162,9 +162,7 @@ def run_mean_shift(b: Any, x: Any, y: Any) -> Any:
 
 
 def run_power(b: Any, x: Any, y: Any) -> Any:
-    return power_softmax(
-        run_scores(x, y), p=4, epsilon=1.0, reciprocal=lambda s: s.polynomial(NORMALISER)
-    ).weights()
+    return power_softmax(run_scores(x, y), p=4, epsilon=1.0, reciprocal=lambda s: s.polynomial(NORMALISER)).weights()
 
 
 def run_layernorm(b: Any, x: Any) -> Any:
@@ -224,42 +222,38 @@ PROGRAMS: dict[str, Program] = {
     "mul_vector": op((X,), lambda b, x: x * ROW, lambda x: x * ROW, ROUNDING, NOISE, CUT_FACTOR),
     "mul_places": op((X,), lambda b, x: x * PLACES, lambda x: x * PLACES, ROUNDING, NOISE, CUT_FACTOR),
     "square": op((X,), lambda b, x: x.square(), lambda x: x * x, ROUNDING, NOISE, CUT),
-    "linear": op(
-        (X,), lambda b, x: x.linear(b.weight(W), b.weight(B)), lambda x: x @ W.T + B, ROUNDING, NOISE, CUT
-    ),
+    "linear": op((X,), lambda b, x: x.linear(b.weight(W), b.weight(B)), lambda x: x @ W.T + B, ROUNDING, NOISE, CUT),
     "linear_places": op(
         (X,), lambda b, x: x.linear(b.weight(W), b.weight(SB)), lambda x: x @ W.T + SB, ROUNDING, NOISE, CUT
     ),
     "linear_no_bias": op((X,), lambda b, x: x.linear(b.weight(W)), lambda x: x @ W.T, ROUNDING, NOISE, CUT),
-    "inner": op(
-        (X, Y), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ROUNDING, NOISE_SUM, CUT
-    ),
-    "inner_itself": op(
-        (X,), lambda b, x: x.inner(x), lambda x: (x * x).sum(-1, keepdims=True), ROUNDING, NOISE_SUM, CUT
-    ),
+    "inner": op((X, Y), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ROUNDING, NOISE, CUT),
+    "inner_itself": op((X,), lambda b, x: x.inner(x), lambda x: (x * x).sum(-1, keepdims=True), ROUNDING, NOISE, CUT),
     "sum_features": op((X,), lambda b, x: x.sum(-1), lambda x: x.sum(-1, keepdims=True), ROUNDING, NOISE, SHARES),
-    "sum_tokens": op((X,), lambda b, x: x.sum(1), lambda x: x.sum(1, keepdims=True), ROUNDING, NOISE, SHARES),
+    "sum_tokens": op((X,), lambda b, x: x.sum(1), lambda x: x.sum(1, keepdims=True), ROUNDING, ROTATED, SHARES),
     "sum_one_token": op(
-        (X,), lambda b, x: x.sum(1).sum(1), lambda x: x.sum(1, keepdims=True), ROUNDING, NOISE, SHARES
+        (X,), lambda b, x: x.sum(1).sum(1), lambda x: x.sum(1, keepdims=True), ROUNDING, ROTATED, SHARES
     ),
-    "mean_features": op((X,), lambda b, x: x.mean(-1), lambda x: x.mean(-1, keepdims=True), ROUNDING, NOISE, CUT_FACTOR),
-    "mean_tokens": op((X,), lambda b, x: x.mean(1), lambda x: x.mean(1, keepdims=True), ROUNDING, NOISE, CUT_FACTOR),
+    "mean_features": op(
+        (X,), lambda b, x: x.mean(-1), lambda x: x.mean(-1, keepdims=True), ROUNDING, NOISE, CUT_FACTOR
+    ),
+    "mean_tokens": op((X,), lambda b, x: x.mean(1), lambda x: x.mean(1, keepdims=True), ROUNDING, ROTATED, CUT_FACTOR),
     "token_mean_off": op(
-        (X,), lambda b, x: x - x.mean(1), lambda x: x - x.mean(1, keepdims=True), ROUNDING, NOISE, CUT_FACTOR
+        (X,), lambda b, x: x - x.mean(1), lambda x: x - x.mean(1, keepdims=True), ROUNDING, ROTATED, CUT_FACTOR
     ),
     "take_features": op((X,), lambda b, x: x.take(-1, slice(1, 4)), lambda x: x[..., 1:4], ROUNDING, FRESH, SHARES),
     "take_feature": op((X,), lambda b, x: x.take(2, -1), lambda x: x[..., -1:], ROUNDING, FRESH, SHARES),
-    "take_token": op((X,), lambda b, x: x.take(1, 2), lambda x: x[:, 2:3], ROUNDING, NOISE, SHARES),
-    "take_last_token": op((X,), lambda b, x: x.take(1, -1), lambda x: x[:, -1:], ROUNDING, NOISE, SHARES),
+    "take_token": op((X,), lambda b, x: x.take(1, 2), lambda x: x[:, 2:3], ROUNDING, ROTATED, SHARES),
+    "take_last_token": op((X,), lambda b, x: x.take(1, -1), lambda x: x[:, -1:], ROUNDING, ROTATED, SHARES),
     "split_heads": op((X,), lambda b, x: x.split_heads(HEADS), heads, ROUNDING, FRESH, SHARES),
     "merge_heads": op((X,), lambda b, x: x.split_heads(HEADS).merge_heads(), lambda x: x, ROUNDING, FRESH, SHARES),
-    "scores": op((X, Y), lambda b, x, y: run_scores(x, y), scores, ROUNDING, NOISE_SUM, CUT),
+    "scores": op((X, Y), lambda b, x, y: run_scores(x, y), scores, ROUNDING, ROTATED, CUT),
     "scores_sum": op(
         (X, Y),
         lambda b, x, y: run_scores(x, y).sum(-1),
         lambda x, y: scores(x, y).sum(-1, keepdims=True),
         ROUNDING,
-        NOISE_SUM,
+        ROTATED,
         Bound(4 * ULP, "a truncation for every one of 4 keys"),
     ),
     "scores_mean": op(
@@ -267,17 +261,21 @@ PROGRAMS: dict[str, Program] = {
         lambda b, x, y: (s := run_scores(x, y)) - s.mean(-1),
         lambda x, y: scores(x, y) - scores(x, y).mean(-1, keepdims=True),
         ROUNDING,
-        NOISE_SUM,
+        ROTATED,
         CUT_TWICE,
     ),
-    "scores_mask": op((X, Y), lambda b, x, y: run_scores(x, y) * MASK, lambda x, y: scores(x, y) * MASK, ROUNDING, NOISE_SUM, CUT),  # noqa: E501
-    "scores_plus": op((X, Y), lambda b, x, y: run_scores(x, y) + MASK, lambda x, y: scores(x, y) + MASK, ROUNDING, NOISE_SUM, CUT),  # noqa: E501
+    "scores_mask": op(
+        (X, Y), lambda b, x, y: run_scores(x, y) * MASK, lambda x, y: scores(x, y) * MASK, ROUNDING, ROTATED, CUT
+    ),
+    "scores_plus": op(
+        (X, Y), lambda b, x, y: run_scores(x, y) + MASK, lambda x, y: scores(x, y) + MASK, ROUNDING, ROTATED, CUT
+    ),
     "scores_mix": op(
         (X, Y),
         lambda b, x, y: run_scores(x, y).mix(y.split_heads(HEADS)).merge_heads(),
         lambda x, y: merged(mix(scores(x, y), heads(y))),
         ROUNDING,
-        NOISE_SUM,
+        ROTATED,
         Bound(6 * ULP, "a truncation for every one of 4 keys times a value below 1, and one of the sum"),
     ),
     "row_factor": op(
@@ -285,7 +283,7 @@ PROGRAMS: dict[str, Program] = {
         lambda b, x, y: (s := run_scores(x, y)).mix(y.split_heads(HEADS)) * s.sum(-1),
         lambda x, y: mix(scores(x, y), heads(y)) * scores(x, y).sum(-1, keepdims=True),
         ROUNDING,
-        Bound(2e-6, "encryption noise of a sum, times a mixed value up to 4"),
+        Bound(2e-5, "noise of key switching in either factor, times the other, up to 4"),
         Bound(64 * ULP, "truncations of both factors, each times the other, up to 6"),
     ),
     "factor_first": op(
@@ -293,7 +291,7 @@ PROGRAMS: dict[str, Program] = {
         lambda b, x, y: (s := run_scores(x, y)).sum(-1) * s.mix(y.split_heads(HEADS)),
         lambda x, y: mix(scores(x, y), heads(y)) * scores(x, y).sum(-1, keepdims=True),
         ROUNDING,
-        Bound(2e-6, "encryption noise of a sum, times a mixed value up to 4"),
+        Bound(2e-5, "noise of key switching in either factor, times the other, up to 4"),
         Bound(64 * ULP, "truncations of both factors, each times the other, up to 6"),
     ),
     "combine": op(
@@ -301,7 +299,7 @@ PROGRAMS: dict[str, Program] = {
         lambda b, x, y: x.combine([(0.3, x), (-2e-3, y)], [(x, y), (x, x)], 1.7),
         lambda x, y: 0.3 * x - 2e-3 * y + x * y + x * x + 1.7,
         ROUNDING,
-        NOISE_SUM,
+        NOISE,
         Bound(1.5 * ULP, "one truncation of the sum, and two public factors that keep 22 bits"),
     ),
     "combine_levels": op(
@@ -309,21 +307,43 @@ PROGRAMS: dict[str, Program] = {
         lambda b, x, y: x.combine([(0.5, x)], [(x * y, y), (x, x)], 0.0),
         lambda x, y: 0.5 * x + x * y * y + x * x,
         ROUNDING,
-        NOISE_SUM,
+        NOISE,
         CUT_TWICE,
     ),
     "combine_terms": op(
-        (X, Y), lambda b, x, y: x.combine([(0.5, x), (3, y)], (), -0.5), lambda x, y: 0.5 * x + 3 * y - 0.5,
-        ROUNDING, NOISE_SUM, CUT_FACTOR,
+        (X, Y),
+        lambda b, x, y: x.combine([(0.5, x), (3, y)], (), -0.5),
+        lambda x, y: 0.5 * x + 3 * y - 0.5,
+        ROUNDING,
+        NOISE,
+        CUT_FACTOR,
+    ),
+    "combine_column": op(
+        (COLUMN, X),
+        lambda b, c, x: c.combine([(0.5, c)], [(c, x)], 1.0),
+        lambda c, x: 0.5 * c + c * x + 1.0,
+        ROUNDING,
+        NOISE,
+        CUT_FACTOR,
+    ),
+    "linear_heads": op(
+        (X,),
+        lambda b, x: x.split_heads(HEADS).linear(b.weight(W[:, :3]), b.weight(B)),
+        lambda x: heads(x) @ W[:, :3].T + B,
+        ROUNDING,
+        NOISE,
+        CUT,
     ),
     "polynomial_3": op((X,), lambda b, x: x.polynomial(CUBIC), clear(CUBIC), ROUNDING, NOISE_DEEP, CUT_MANY),
     "polynomial_7": op((X,), lambda b, x: x.polynomial(SEPTIC), clear(SEPTIC), ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
     "polynomial_even": op((X,), lambda b, x: x.polynomial(EVEN), clear(EVEN), ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
-    "polynomial_monomial": op((X,), lambda b, x: x.polynomial(MONOMIAL), clear(MONOMIAL), ROUNDING, NOISE_DEEP, CUT_MANY),  # noqa: E501
+    "polynomial_monomial": op(
+        (X,), lambda b, x: x.polynomial(MONOMIAL), clear(MONOMIAL), ROUNDING, NOISE_DEEP, CUT_MANY
+    ),
     "polynomial_constant": op(
         (X,), lambda b, x: x.polynomial(Polynomial((0.75,), (-1, 1))), lambda x: 0 * x + 0.75, ROUNDING, FRESH, SHARES
     ),
-    "refresh": op((X, Y), run_refresh, lambda x, y: x * y * y, ROUNDING, NOISE_SUM, CUT_TWICE),
+    "refresh": op((X, Y), run_refresh, lambda x, y: x * y * y, ROUNDING, NOISE, CUT_TWICE),
     "refresh_unused": op((X,), run_refresh_elsewhere, lambda x: x, ROUNDING, FRESH, SHARES),
     "power_softmax": op((SMALL, Y), run_power, power_weights, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
     "softmax_mean_shift": op((SMALL, Y), run_mean_shift, mean_shift_weights, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),

@@ -67,7 +67,9 @@ def test_parameters_are_deterministic_and_their_fingerprint_tells_them_apart():
 def test_candidates_fill_the_budget():
     found = {p.ring_degree: p for p in candidates()}
     assert {n: (p.prime_bits[0], p.levels, p.prime_bits[-1]) for n, p in found.items()} == {
-        1 << 13: (47, 3, 47), 1 << 14: (52, 8, 58), 1 << 15: (51, 19, 57)
+        1 << 13: (47, 3, 47),
+        1 << 14: (52, 8, 58),
+        1 << 15: (51, 19, 57),
     }
     assert all(p.refresh_hiding_bits(2.0**5) >= 40 for p in candidates())
     assert all(p.security_bits >= 128 and p.modulus_bits <= MAX_MODULUS_BITS[p.ring_degree] for p in candidates(50))

@@ -320,7 +320,9 @@ def test_keys_are_the_planned_ones_and_their_sizes_known(owner):
     assert keys.rotation_steps == (1, 5, N - 3)
     assert keys.galois.size() == 3
     assert keys.bytes == {
-        "public": PARAMETERS.public_key_bytes(), "relin": PARAMETERS.key_bytes(), "galois": 3 * PARAMETERS.key_bytes()
+        "public": PARAMETERS.public_key_bytes(),
+        "relin": PARAMETERS.key_bytes(),
+        "galois": 3 * PARAMETERS.key_bytes(),
     }
     assert KeyOwner.generate(SMALL, [0]).evaluation_keys.bytes["galois"] == 0
 

@@ -112,7 +112,10 @@ def test_cost_of_a_maximum(length: int) -> None:
     b = planner()
     assert b.input(np.zeros((3, length))).max(-1).shape == (3, 1)
     assert totals(b, "rounds", "comparisons", "bytes_sent", "dealer_bytes") == (
-        9 * math.ceil(math.log2(length)), 3 * (length - 1), 3 * (length - 1) * 232, 3 * (length - 1) * 120,
+        9 * math.ceil(math.log2(length)),
+        3 * (length - 1),
+        3 * (length - 1) * 232,
+        3 * (length - 1) * 120,
     )
 
 

@@ -37,10 +37,10 @@ from secureattn.ledger import (
     phase_table,
     region_table,
     to_json,
+    units,
     write_plot,
     write_trace,
 )
-from secureattn.ledger import units
 from secureattn.ledger.plot import part, parts
 
 MIB = 2**20
@@ -178,7 +178,8 @@ def test_a_missing_count_is_none_where_nobody_keeps_it_and_0_where_the_engine_do
 
 
 def test_counts_of_an_unknown_engine_are_those_found() -> None:
-    ledger = Ledger("new", "tfhe", (Party("evaluator", (row("", "gate", "online", 1.0, bootstraps=3),)),), measured=True)
+    party = Party("evaluator", (row("", "gate", "online", 1.0, bootstraps=3),))
+    ledger = Ledger("new", "tfhe", (party,), measured=True)
     assert ledger.counted == ("bootstraps",)
     assert to_json(ledger)["total"]["bootstraps"] == 3
     assert to_json(ledger)["events"][0]["bootstraps"] == 3
@@ -221,8 +222,8 @@ def test_breakdown_says_unknown_and_none_apart() -> None:
 
 def test_breakdown_sums_what_is_below_the_top() -> None:
     rows = cells(breakdown_table(ckks(), top=2))
-    assert list(rows) == ["(top) make_keys keys", "layer.0/ffn/gelu polynomial online", "15 more", "total"]
-    assert (rows["15 more"]["self"], rows["15 more"]["ct×ct"], rows["15 more"]["sent"]) == ("10.8 s", "512", "160 MiB")
+    assert list(rows) == ["(top) make_keys keys", "layer.0/ffn/gelu polynomial online", "16 more", "total"]
+    assert tuple(rows["16 more"][heading] for heading in ("self", "ct×ct", "sent")) == ("10.8 s", "512", "160 MiB")
     assert cells(breakdown_table(ckks(), top=100)) == cells(breakdown_table(ckks()))
 
 
@@ -244,12 +245,12 @@ def test_error_bits_are_shown_where_asked_for() -> None:
 
 @pytest.mark.parametrize("width", [70, 80, 100, 120, 200])
 def test_a_narrow_table_leaves_columns_out_and_cuts_no_figure(width: int) -> None:
-    for table in (breakdown_table(ckks(), width=width), region_table(ckks(), width=width)):
+    for table, whole in ((breakdown_table(ckks(), width=width), 130), (region_table(ckks(), width=width), 115)):
         text = printed(table, width)
         assert "…" not in text
         assert "layer.0/ffn/gelu" in text
         assert max(map(len, text.splitlines())) <= width
-        assert ("left out for width: rescal." in " ".join(text.split())) == (width < 110)
+        assert ("left out for width: rescal." in " ".join(text.split())) == (width < whole)
 
 
 def test_regions_hold_the_regions_inside_them() -> None:
@@ -258,7 +259,7 @@ def test_regions_hold_the_regions_inside_them() -> None:
         "(top)", "layer.0", "layer.0/attention", "layer.0/ffn", "layer.0/ffn/gelu",
         "layer.1", "layer.1/attention", "layer.1/ffn", "layer.1/ffn/gelu", "head", "total",
     ]  # fmt: skip
-    assert (rows["layer.0"]["online"], rows["layer.0"]["refresh"], rows["layer.0"]["all"]) == ("10.0 s", "3.00 s", "13.0 s")
+    assert [rows["layer.0"][heading] for heading in ("online", "refresh", "all")] == ["10.0 s", "3.00 s", "13.0 s"]
     assert (rows["layer.1/attention"]["all"], rows["layer.1/attention"]["ct×ct"]) == ("7.00 s", "512")
     assert (rows["head"]["refresh"], rows["head"]["ct×pt"]) == ("--", "320")
     assert (rows["total"]["all"], rows["(top)"]["all"]) == ("37.8 s", "11.5 s")
@@ -269,7 +270,7 @@ def test_phases_print_unknown_where_they_did_not_occur() -> None:
     rows = cells(phase_table(ckks()))
     assert list(rows) == [*PHASES, "total"]
     assert rows["offline"] == {"phase": "offline", "seconds": "--", "share": "--", "rounds": "--", "sent": "--"}
-    assert rows["refresh"] == {"phase": "refresh", "seconds": "3.00 s", "share": "12.1 %", "rounds": "1", "sent": "160 MiB"}
+    assert list(rows["refresh"].values()) == ["refresh", "3.00 s", "12.1 %", "1", "160 MiB"]
     assert (rows["online"]["sent"], rows["keys"]["sent"], rows["total"]["seconds"]) == ("0", "--", "24.8 s")
     assert "measured" in printed(phase_table(mpc()))
 
@@ -314,7 +315,7 @@ def test_json_has_the_same_keys_for_every_engine(ledger: Ledger) -> None:
 def test_json_says_null_for_unknown() -> None:
     document = to_json(ckks())
     assert document["phases"]["offline"] is None
-    assert (document["total"]["dealer_bytes"], document["total"]["rounds"], document["total"]["comparisons"]) == (None, 1, None)
+    assert [document["total"][name] for name in ("dealer_bytes", "rounds", "comparisons")] == [None, 1, None]
     by_op = {event["op"]: event for event in document["events"]}
     assert (by_op["scores"]["rounds"], by_op["make_keys"]["rounds"], by_op["scores"]["dealer_bytes"]) == (0, None, None)
     assert (by_op["scores"]["level_in"], by_op["refresh"]["level_in"], by_op["scores"]["error_bits"]) == (7, None, None)
@@ -359,15 +360,16 @@ def test_a_trace_nests_and_names_its_parties(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "trace.json").read_text())
     assert document["otherData"] == {"run": "power-softmax-mpc", "engine": "crypten", "how": "measured"}
     heads = [e for e in document["traceEvents"] if e["ph"] == "M"]
-    assert {(e["pid"], e["args"]["name"]) for e in heads if e["name"] == "process_name"} == {(0, "party 0"), (1, "party 1")}
+    named = [(e["pid"], e["args"]["name"]) for e in heads if e["name"] == "process_name"]
+    assert named == [(0, "party 0"), (1, "party 1")]
     for pid, party in enumerate(ledger.parties):
         spans = [e for e in document["traceEvents"] if e["ph"] == "X" and e["pid"] == pid]
         assert len(spans) == len(party.spans) == 2 + 1 + 20 * 3
         assert {e["cat"] for e in spans} == {"setup", "offline", "online"}
         assert {e["name"] for e in spans} == {"setup", "connect", "embed", "linear", "deal"}
         assert_nested(spans)
-        longest = max(e["dur"] for e in spans if e["name"] == "embed")
-        assert longest == pytest.approx(1e6 * next(s.duration_s for s in party.spans if s.duration_s * 1e6 > longest - 1), abs=0.002)
+        longest = max(party.spans, key=lambda span: span.duration_s)
+        assert max(e["dur"] for e in spans) == pytest.approx(1e6 * longest.duration_s, abs=0.002)
 
 
 def assert_nested(spans: list[dict[str, Any]]) -> None:
@@ -390,7 +392,7 @@ def test_no_time_line_and_no_place_are_errors(tmp_path: Path) -> None:
         write_trace(mpc(), tmp_path / "trace.json")
     with pytest.raises(InputError, match="a modelled run has none"):
         write_trace(ckks(), tmp_path / "trace.json")
-    with pytest.raises(InputError, match="cannot be written to .*No such file"):
+    with pytest.raises(InputError, match=r"cannot be written to .*No such file"):
         write_trace(traced(), tmp_path / "missing" / "trace.json")
     assert list(tmp_path.iterdir()) == []
 
@@ -504,15 +506,15 @@ def test_bad_networks_list_every_violation(tmp_path: Path) -> None:
     file.write_text('name = 3\nbandwidth_bps = 0\nround_trip_s = "80 ms"\nlatency = 1\n')
     with pytest.raises(InputError) as caught:
         load_network(file)
-    for violation in ("name must be text", "bandwidth_bps must be a number above 0, not 0", "'80 ms'", "latency is not known"):
-        assert violation in str(caught.value)
+    named = ("name must be text", "bandwidth_bps must be a number above 0, not 0", "'80 ms'", "latency is not known")
+    assert all(violation in str(caught.value) for violation in named)
     file.write_text("round_trip_s = -1.0")
-    with pytest.raises(InputError, match=r"bandwidth_bps is missing; round_trip_s must be a number of at least 0, not -1\.0"):
+    with pytest.raises(InputError, match=r"bandwidth_bps is missing; round_trip_s must be .* at least 0, not -1\.0"):
         load_network(file)
     file.write_text("bandwidth_bps = = 1")
     with pytest.raises(InputError, match="cannot be read"):
         load_network(file)
-    with pytest.raises(InputError, match="no network is called 'moon'.*there are lan and wan"):
+    with pytest.raises(InputError, match=r"no network is called 'moon'.*there are lan and wan"):
         load_network("moon")
 
 

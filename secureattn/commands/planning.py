@@ -84,7 +84,7 @@ def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN
     if plan.ckks is not None:
         _show_ckks(plan, plan.ckks, console)
     elif plan.mpc is not None:
-        console.print(region_table(plan.ledger))
+        console.print(region_table(plan.ledger, width=console.width))
         console.print(network_table(plan.ledger, networks))
         shown = {phase: units.seconds(s) for phase, s in plan.mpc.seconds.items() if s}
         console.print("predicted (all parties and the dealer on two cores): " + _listed(shown))
@@ -107,7 +107,7 @@ def _show_ckks(plan: Plan, c: CkksPlan, console: Console) -> None:
     else:
         console.print("no refresh: one round trip")
     console.print("sizes: " + _listed({key.replace("_", " "): units.data(value) for key, value in c.sizes.items()}))
-    console.print(region_table(plan.ledger))
+    console.print(region_table(plan.ledger, width=console.width))
     console.print("predicted: " + _listed({phase: units.seconds(value) for phase, value in c.seconds.items()}))
 
 

@@ -50,8 +50,8 @@ def document(plan: Plan, run: Run, networks: Sequence[Network]) -> dict[str, Any
 def show(plan: Plan, run: Run, networks: Sequence[Network], console: Console, *, top: int | None) -> None:
     """Print phases, regions, operations, networks, and what they rest on."""
     console.print(phase_table(run.ledger))
-    console.print(region_table(run.ledger))
-    console.print(breakdown_table(run.ledger, top=top))
+    console.print(region_table(run.ledger, width=console.width))
+    console.print(breakdown_table(run.ledger, top=top, width=console.width))
     if plan.protocol.engine != "plaintext":
         console.print(network_table(run.ledger, networks))
     show_basis(plan, console)

@@ -70,15 +70,17 @@ def region_table(ledger: Ledger, *, width: int | None = None) -> Table:
     regions = dict.fromkeys("/".join(parts) for path in paths for parts in accumulate([part] for part in path))
     named = {row.phase for row in ledger.rows if row.region}
     phases = [phase for phase in ledger.phases if phase in named]
+    levels = ledger.engine == "ckks"
     body = []
     for region in regions:
         rows = [row for row in ledger.rows if inside(row.region, region)]
         by_phase = [units.seconds(_seconds(row for row in rows if row.phase == phase)) for phase in phases]
         counts = _totals(ledger, region=region)
-        body.append([region or _OUTSIDE, *by_phase, *_time(_seconds(rows), ledger), *counts])
+        span = [_span(rows)] * levels
+        body.append([region or _OUTSIDE, *by_phase, *_time(_seconds(rows), ledger), *span, *counts])
     by_phase = [units.seconds(ledger.phases[phase]) for phase in phases]
-    total = ["total", *by_phase, *_time(ledger.seconds, ledger), *_totals(ledger)]
-    headings = ["region", *phases, "all", "share", *_headings(ledger)]
+    total = ["total", *by_phase, *_time(ledger.seconds, ledger), *[units.UNKNOWN] * levels, *_totals(ledger)]
+    headings = ["region", *phases, "all", "share", *["levels"] * levels, *_headings(ledger)]
     return lay_out(f"{title(ledger)}, by region", headings, body, total, width=width)
 
 
@@ -164,6 +166,14 @@ def _seconds(rows: Iterable[Event]) -> float | None:
     """Self seconds of some rows; unknown of none."""
     found = [row.seconds_self for row in rows]
     return sum(found) if found else None
+
+
+def _span(rows: Sequence[Event]) -> str:
+    """Highest and lowest level of any operation inside: where several refreshes fall, less than the depth used."""
+    known = [row for row in rows if row.level_in is not None and row.level_out is not None]
+    if not known:
+        return units.UNKNOWN
+    return f"{max(row.level_in or 0 for row in known)}→{min(row.level_out or 0 for row in known)}"
 
 
 def _levels(row: Event) -> str:

@@ -73,10 +73,13 @@ class Encoder:
 
 
 def at_site(site: str, function: Realisation) -> Function:
-    """A function that shows its argument under a name and allows a refresh on either side."""
+    """A function in a region of its own, which shows its argument and allows a refresh on either side."""
 
     def apply(x: Tensor) -> Tensor:
-        return function(x.observe(site).refresh(f"{site}.in")).refresh(f"{site}.out")
+        x = x.observe(site).refresh(f"{site}.in")
+        with x.backend.region(site):
+            y = function(x)
+        return y.refresh(f"{site}.out")
 
     return apply
 

@@ -28,6 +28,10 @@ def execute(plan: Plan, inputs: Any, *, progress: Progress | None = None, trace:
 def require(engine: str) -> None:
     """EngineError, with the command that helps, if the engine's library is missing."""
     _engine(engine)
+    if engine == "crypten":
+        from secureattn.backends.crypten.install import load_crypten
+
+        load_crypten()
 
 
 def _engine(name: str) -> Callable[[Plan, Array, Progress, bool], Run]:

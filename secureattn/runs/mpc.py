@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from secureattn.backends.crypten.backend import MpcBackend
-from secureattn.backends.crypten.install import load_crypten
 from secureattn.backends.crypten.launch import run_parties
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.ledger import Ledger, Party
@@ -22,7 +21,6 @@ Argument = tuple[Model, Protocol, int, "Array | None"]
 
 def run(plan: Plan, inputs: Array, progress: Progress, trace: bool) -> Run:
     """Class scores ``[N,C]``, opened to the client alone; only its owner reads the model, only the client the input."""
-    load_crypten()
     parties = plan.protocol.mpc.parties
     bare = Model(plan.model.folder.resolve(), plan.model.config, plan.model.ranges)
     arguments: list[Argument] = [

@@ -55,17 +55,14 @@ class BatchTensor(Tensor):
     def __add__(self, other: Self | Public) -> Self:
         with self._op("add"):
             if isinstance(other, BatchTensor):
-                return self._made(self._zip(self.machine.add, other), np.broadcast_shapes(self.shape, other.shape))
+                return self._joined(self.machine.add, other)
             return self._made(self._plus(other))
 
     def __mul__(self, other: Self | Public) -> Self:
         machine = self.machine
         with self._op("multiply"):
             if isinstance(other, BatchTensor):
-                shape = np.broadcast_shapes(self.shape, other.shape)
-                return self._made(
-                    self._zip(lambda a, b: machine.finish(machine.sum_of_products([(a, b)])), other), shape
-                )
+                return self._joined(lambda a, b: machine.finish(machine.sum_of_products([(a, b)])), other)
             return self._made(self._times(other))
 
     def __neg__(self) -> Self:
@@ -84,11 +81,13 @@ class BatchTensor(Tensor):
         tensors = [x for _, x in terms] + [x for pair in products for x in pair]
         with self._op("combine" if terms or len(products) > 1 else "square"):
             level = self.machine.require(min(x.level for x in tensors), "a sum of products")
-            parts: Parts = np.empty(self.parts.shape, dtype=object)
-            for at in np.ndindex(*self.parts.shape):
-                pairs = [(a.parts[at], b.parts[at]) for a, b in products]
-                parts[at] = self._combine_at([(c, x.parts[at]) for c, x in terms], pairs, constant, level)
-            return self._made(parts)
+            shape, diagonals = _common_layout(tensors)
+            wide: dict[int, Parts] = {id(x): np.broadcast_to(x.parts, _common_parts(tensors)) for x in tensors}
+            parts: Parts = np.empty(_common_parts(tensors), dtype=object)
+            for at in np.ndindex(*parts.shape):
+                pairs = [(wide[id(a)][at], wide[id(b)][at]) for a, b in products]
+                parts[at] = self._combine_at([(c, wide[id(x)][at]) for c, x in terms], pairs, constant, level)
+            return self._made(parts, shape, diagonals=diagonals)
 
     def _combine_at(
         self, terms: list[tuple[float, Cipher]], pairs: list[tuple[Cipher, Cipher]], constant: float, level: int
@@ -143,22 +142,30 @@ class BatchTensor(Tensor):
     def linear(self, weight: npt.NDArray[np.float64], bias: npt.NDArray[np.float64] | None = None) -> Self:
         machine = self.machine
         with self._op("linear"):
+            if self.diagonals or weight.ndim != 2 or weight.shape[1] != self.shape[-1]:
+                raise InputError(
+                    f"linear needs features and a weight [Dout,Din], got {list(self.shape)} and {list(weight.shape)}"
+                )
             level = machine.require(self.level, "a linear layer")
-            parts: Parts = np.empty((1, len(weight)), dtype=object)
-            for j, row in enumerate(weight.tolist()):
-                terms = list(zip(row, self.parts[0], strict=True))
-                parts[0, j] = machine.rescale(machine.weighted_sum(terms, level, machine.target(level)))
+            parts: Parts = np.empty((len(self.parts), len(weight)), dtype=object)
+            for h, j in np.ndindex(*parts.shape):
+                terms = list(zip(weight[j].tolist(), self.parts[h], strict=True))
+                parts[h, j] = machine.rescale(machine.weighted_sum(terms, level, machine.target(level)))
             out = self._new(parts, (*self.shape[:-1], len(weight)))
             return self._made(parts if bias is None else out._plus(bias), out.shape)
 
     def inner(self, other: Self) -> Self:
         machine = self.machine
         with self._op("inner"):
+            shape, _ = _common_layout([self, other])
+            if self.parts.shape != other.parts.shape:
+                raise InputError(f"inner needs equal widths, got {list(self.shape)} and {list(other.shape)}")
             parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
+            left = self._valid_parts()
+            right = left if self is other else other.parts
             for h in range(self.parts.shape[0]):
-                pairs = [(a, a if self is other else b) for a, b in zip(self.parts[h], other.parts[h], strict=True)]
-                parts[h, 0] = machine.finish(machine.sum_of_products(pairs))
-            return self._made(parts, (*self.shape[:-1], 1))
+                parts[h, 0] = machine.finish(machine.sum_of_products(list(zip(left[h], right[h], strict=True))))
+            return self._made(parts, (*shape[:-1], 1), diagonals=False)
 
     def sum(self, axis: int) -> Self:
         axis %= len(self.shape)
@@ -168,7 +175,7 @@ class BatchTensor(Tensor):
                 parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
                 for h, row in enumerate(self._valid_parts()):
                     parts[h, 0] = functools.reduce(self.machine.add, row)
-                return self._made(parts, shape)
+                return self._made(parts, shape, diagonals=False)
             if axis == len(self.shape) - 2 and not self.diagonals:
                 return self._made(self._map(self._sum_tokens), shape)
             raise InputError(f"the batch layout has no sum over axis {axis} of {list(self.shape)}")
@@ -310,13 +317,31 @@ class BatchTensor(Tensor):
             parts[at] = f(self.parts[at])
         return parts
 
-    def _zip(self, f: Callable[[Cipher, Cipher], Cipher], other: BatchTensor) -> Parts:
+    def _joined(self, f: Callable[[Cipher, Cipher], Cipher], other: BatchTensor) -> Self:
+        """Part by part, broadcasting."""
+        shape, diagonals = _common_layout([self, other])
         pair: Parts = np.broadcast_arrays(self.parts, other.parts)
         left, right = pair
         parts: Parts = np.empty(left.shape, dtype=object)
         for at in np.ndindex(*left.shape):
             parts[at] = f(left[at], right[at])
-        return parts
+        return self._made(parts, shape, diagonals=diagonals)
+
+
+def _common_layout(tensors: Sequence[BatchTensor]) -> tuple[tuple[int, ...], bool]:
+    """The shape of what is computed elementwise, and whether it lies in diagonals; one column fits either layout."""
+    shapes = [list(x.shape) for x in tensors]
+    kinds = {x.diagonals for x in tensors if x.shape[-1] > 1}
+    if len(kinds) > 1:
+        raise InputError(f"the batch layout cannot join scores and features elementwise, the shapes are {shapes}")
+    try:
+        return np.broadcast_shapes(*shapes), kinds == {True}
+    except ValueError:
+        raise InputError(f"shapes {shapes} do not broadcast") from None
+
+
+def _common_parts(tensors: Sequence[BatchTensor]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(x.parts.shape for x in tensors))
 
 
 def baby_steps(tokens: int, key_switches: Callable[[int], int]) -> int:

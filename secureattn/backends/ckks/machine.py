@@ -21,7 +21,7 @@ from secureattn.errors import PlanError
 from secureattn.events import Recorder
 
 Slots = npt.NDArray[np.float64]
-_SAME_SCALE = 1e-9
+_SAME_SCALE = 2.0**-40  # relative; the evaluator refuses to add what is further apart
 
 
 @dataclass(frozen=True, slots=True)

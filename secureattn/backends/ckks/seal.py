@@ -21,9 +21,10 @@ from secureattn.errors import EngineError, InputError
 try:
     import zstandard
     from tenseal import sealapi
-except ImportError as error:
+except ModuleNotFoundError as error:
     raise EngineError(
-        "the CKKS engine needs TenSEAL and zstandard, which are not both installed here; pip install 'secureattn[ckks]'"
+        f"the ckks engine needs the Python package {error.name!r}, which is not installed; run pip install tenseal "
+        "zstandard cryptography"
     ) from error
 
 __all__ = ["Ciphertext", "Ring", "Slots", "sealapi"]

@@ -40,9 +40,7 @@ class CryptenRuntime(Runtime):
             previous, following = self._neighbour_keys()
         self._stream, self._previous, self._following = Csprng(own), Csprng(previous), Csprng(following)
         self._communicator = PartyCommunicator(group, link, parameters.parties, self.count)
-        plug_in(
-            self, self._communicator, previous=self._previous, following=self._following, local=Csprng(new_key())
-        )
+        plug_in(self, self._communicator, previous=self._previous, following=self._following, local=Csprng(new_key()))
 
     @classmethod
     def connect(

@@ -158,8 +158,10 @@ def _death(process: _Process) -> str:
         how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
     else:
         how = f"ended with exit code {code}"
-    hint = "" if process.started else (
-        '; a script that starts parties must do so under if __name__ == "__main__"' if code == 1 else ""
+    hint = (
+        ""
+        if process.started
+        else ('; a script that starts parties must do so under if __name__ == "__main__"' if code == 1 else "")
     )
     return f"{process.name} {how} before it was done{hint}"
 

@@ -98,7 +98,7 @@ def resolve(entry: str | Callable[..., Any]) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as missing:
-        raise InputError(f"entry {entry!r} must be \"module:function\" and importable: {missing}") from missing
+        raise InputError(f'entry {entry!r} must be "module:function" and importable: {missing}') from missing
     return found
 
 
@@ -111,9 +111,7 @@ def _work(job: Job, pipe: Connection, waiting: MutableSequence[int]) -> Finished
 
     entry, recorder = resolve(job.entry), Recorder(trace=job.trace)
     with recorder.phase("setup"), recorder.op("connect"):
-        runtime = CryptenRuntime.connect(
-            job.parameters, rank=job.rank, init_method=job.init_method, waiting=waiting
-        )
+        runtime = CryptenRuntime.connect(job.parameters, rank=job.rank, init_method=job.init_method, waiting=waiting)
     pipe.send(Started())
     value = entry(MpcBackend(runtime, recorder), job.argument)
     runtime.finish()

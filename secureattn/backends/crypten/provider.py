@@ -54,7 +54,7 @@ class DealerProvider(_Base):  # type: ignore[misc]
 
     def wrap_rng(self, size: Any, device: Any = None) -> Any:
         """Refused: CrypTen's wrap count leaves out a term and truncates wrongly among three or more parties."""
-        raise EngineError("CrypTen's truncation among three or more parties is unsound; use truncation = \"exact\"")
+        raise EngineError('CrypTen\'s truncation among three or more parties is unsound; use truncation = "exact"')
 
     def B2A_rng(self, size: Any, device: Any = None) -> tuple[Any, Any]:
         """One bit, additively and XOR shared."""
