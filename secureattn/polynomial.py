@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Basis = Literal["chebyshev", "monomial"]
-_NEGLIGIBLE = 1e-13  # relative to the largest term on the domain: noise of a fit, far below any fixed-point step
+_NEGLIGIBLE = 1e-13  # relative to the largest coefficient: parity noise of a fit, far below any fixed-point step
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Polynomial:
 
     @property
     def degree(self) -> int:
-        """Highest power whose coefficient is not 0; evaluation leaves out what is only noise of a fit."""
+        """Highest power whose coefficient is not 0; evaluation leaves out what is only noise of a Chebyshev fit."""
         return _degree(self.coefficients)
 
     @property
@@ -76,8 +77,8 @@ class Polynomial:
 
     @functools.cached_property
     def _cost(self) -> tuple[int, int]:
-        tally = _Tally()
-        return evaluate(self, _Counted(0, tally)).depth, tally.products
+        tally = Tally()
+        return evaluate(self, Counted(0, tally)).depth, tally.products
 
     def rescaled(self, factor: float) -> Polynomial:
         """The polynomial ``x ↦ p(x/factor)`` on the domain scaled by ``factor > 0``: same Chebyshev coefficients."""
@@ -118,8 +119,7 @@ def evaluate(p: Polynomial, x: Any) -> Any:
     t = x if p.slope == 1.0 else x * p.slope
     if p.shift:
         t = t + p.shift
-    reach = 1.0 if p.basis == "chebyshev" else max(map(abs, p.domain))
-    coefficients = _trimmed(p.coefficients, reach)
+    coefficients = _trimmed(p.coefficients, p.basis)
     if len(coefficients) == 1:
         return x * 0 + coefficients[0]
     powers = _Powers(t, p.basis)
@@ -201,8 +201,8 @@ def _best_baby(c: tuple[float, ...], basis: Basis) -> int:
     budget = _log2_ceil(len(c))
 
     def products(baby: int) -> int:
-        tally = _Tally()
-        _sum(_split(c, _Powers(_Counted(0, tally), basis), baby, budget))
+        tally = Tally()
+        _sum(_split(c, _Powers(Counted(0, tally), basis), baby, budget))
         return tally.products
 
     candidates = [1 << k for k in range(1, max(2, len(c).bit_length()))]
@@ -210,49 +210,66 @@ def _best_baby(c: tuple[float, ...], basis: Basis) -> int:
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """How many tensor×tensor products a formula made."""
+
     products: int = 0
 
 
 @dataclass
-class _Counted:
-    """Stands in for a tensor and counts: depth of this value, products of all."""
+class Counted:
+    """Stands in for a tensor and counts instead of computing: the depth of this value in levels, the products of all."""
 
     depth: int
-    tally: _Tally
+    tally: Tally
 
-    def _after(self, other: Any, levels: int) -> _Counted:
-        deepest = max(self.depth, other.depth) if isinstance(other, _Counted) else self.depth
-        return _Counted(deepest + levels, self.tally)
+    def _after(self, other: Any, levels: int) -> Counted:
+        deepest = max(self.depth, other.depth) if isinstance(other, Counted) else self.depth
+        return Counted(deepest + levels, self.tally)
 
-    def __add__(self, other: Any) -> _Counted:
+    def __add__(self, other: Any) -> Counted:
         return self._after(other, 0)
 
-    __sub__ = __add__
+    __radd__ = __sub__ = __rsub__ = __add__
 
-    def __mul__(self, other: Any) -> _Counted:
-        if isinstance(other, _Counted):
+    def __neg__(self) -> Counted:
+        return self
+
+    def __mul__(self, other: Any) -> Counted:
+        if isinstance(other, Counted):
             self.tally.products += 1
             return self._after(other, 1)
         return self._after(None, 0 if float(other).is_integer() else 1)
 
+    __rmul__ = __mul__
+
+    def square(self) -> Counted:
+        """A product."""
+        return self * self
+
+    def polynomial(self, p: Polynomial) -> Counted:
+        """What ``evaluate`` costs."""
+        value: Counted = evaluate(p, self)
+        return value
+
     def combine(
         self,
-        terms: list[tuple[float, _Counted]],
-        products: list[tuple[_Counted, _Counted]],
+        terms: Sequence[tuple[float, Counted]] = (),
+        products: Sequence[tuple[Counted, Counted]] = (),
         constant: float = 0.0,
-    ) -> _Counted:
+    ) -> Counted:
+        """One level for the whole sum."""
         self.tally.products += len(products)
         parts = [x for _, x in terms] + [x for pair in products for x in pair]
-        return _Counted(max(x.depth for x in parts) + 1, self.tally)
+        return Counted(max(x.depth for x in parts) + 1, self.tally)
 
 
-def _trimmed(c: tuple[float, ...], reach: float) -> tuple[float, ...]:
-    """Without terms that stay negligible while ``|P_k| ≤ reach^k``; at least one coefficient is left."""
-    sizes = [math.log(abs(x)) + k * math.log(reach) if x else -math.inf for k, x in enumerate(c)]
-    least = max(sizes) + math.log(_NEGLIGIBLE)
-    clean = tuple(x if size > least else 0.0 for x, size in zip(c, sizes, strict=True))
-    return clean[: _degree(clean) + 1]
+def _trimmed(c: tuple[float, ...], basis: Basis) -> tuple[float, ...]:
+    """Without coefficients that are only noise of a fit, which |T_k| ≤ 1 lets one tell; at least one is left."""
+    if basis == "chebyshev":
+        largest = max(map(abs, c))
+        c = tuple(x if abs(x) > _NEGLIGIBLE * largest else 0.0 for x in c)
+    return c[: _degree(c) + 1]
 
 
 def _degree(c: tuple[float, ...]) -> int:

@@ -33,7 +33,7 @@ class CkksOptions:
         wrong = []
         if self.refresh not in REFRESH:
             wrong.append(f'ckks.refresh must be "client" or "none", not {self.refresh!r}')
-        if self.scale_bits not in range(30, 46):
+        if type(self.scale_bits) is not int or self.scale_bits not in range(30, 46):
             wrong.append(f"ckks.scale_bits must be a whole number from 30 to 45, not {self.scale_bits!r}")
         if wrong:
             raise ProtocolError("ckks options", wrong)
@@ -117,11 +117,19 @@ def _violations(raw: Mapping[str, Any]) -> list[str]:
             wrong.append(f"{key} must say in words {'who is trusted' if key == 'trust' else 'where it comes from'}")
     for section, engine in (("ckks", "ckks"), ("mpc", "crypten")):
         options = raw.get(section, {})
+        if not isinstance(options, dict):
+            wrong.append(f"{section} must be a section [{section}] of options, not {options!r}")
+            continue
         if options and raw.get("engine") != engine:
             wrong.append(f"section [{section}] belongs to engine {engine!r}, not {raw.get('engine')!r}")
         allowed = {f.name for f in fields(CkksOptions if section == "ckks" else MpcParameters)}
         wrong += [f"{section}: unknown option {key!r}" for key in options if key not in allowed]
     functions = raw.get("functions", {})
+    if not isinstance(functions, dict):
+        wrong.append(f"functions must be a section [functions], a function a line, not {functions!r}")
+        functions = {}
+    if not isinstance(raw.get("changes_model", False), bool):
+        wrong.append(f"changes_model must be true or false, not {raw['changes_model']!r}")
     changing = []
     for function, options in functions.items():
         if not isinstance(options, dict):

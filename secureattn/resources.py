@@ -30,6 +30,6 @@ def find(kind: str, name: str) -> Path:
     shipped = _folder(kind) / (name if kind == "models" else f"{name}.toml")
     if name in names(kind):
         return shipped
-    if path.exists():
+    if name and path.exists():
         return path
     raise InputError(f"no {kind[:-1]} is called {name!r} and no such path exists; there are {', '.join(names(kind))}")

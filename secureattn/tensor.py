@@ -59,6 +59,8 @@ class Backend(Protocol):
 class Tensor(ABC):
     """A value of the running program, in the clear or not."""
 
+    __array_ufunc__ = None  # so that ``array * tensor`` asks the tensor instead of making an array of objects
+
     backend: Backend
     shape: tuple[int, ...]
 

@@ -377,7 +377,7 @@ def test_config_lists_every_wrong_value_at_once(tmp_path: Path) -> None:
     [
         ({"width": 9}, "width 9 does not divide into 2 heads"),
         ({"power": 3}, "power must be even, not 3"),
-        ({"attention_epsilon": float("nan")}, "attention_epsilon must be positive, not nan"),
+        ({"attention_epsilon": float("nan")}, "attention_epsilon must be a positive number, not nan"),
     ],
 )
 def test_config_refuses(changes: dict[str, Any], said: str) -> None:
@@ -488,18 +488,17 @@ def test_ranges_list_everything_wrong_at_once(tmp_path: Path) -> None:
     raw["bounds"] = {"head/input": -1.0, "layer.0/ffn/input": float("inf")}
     found = violations_of(lambda: Ranges.load(write(tmp_path / "r.json", raw), config))
     assert len(found) == 5
-    assert "no range for layer.0/ffn/gelu; run secureattn calibrate" in found
+    assert "no range for layer.0/ffn/gelu; calibrate the model again" in found
     assert "layer.0/ffn/norm: [2.0, 1.0] is not an interval" in found
     assert "layer.0/attention/norm: [nan, 1.0] is not an interval" in found
     assert "head/input: bound -1.0 is not a positive number" in found
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"samples": "many"}, {"bounds": None}, {"sites": {"a": [1]}}])
+@pytest.mark.parametrize("change", [{"format": 2}, {"samples": "many"}, {"sites": {"a": [1]}}])
 def test_ranges_that_cannot_be_read(tmp_path: Path, change: dict[str, Any]) -> None:
     config = config_of()
     raw = {**raw_ranges(config), **change}
-    if change != {"bounds": None}:
-        assert len(violations_of(lambda: Ranges.load(write(tmp_path / "r.json", raw), config))) == 1
+    assert len(violations_of(lambda: Ranges.load(write(tmp_path / "r.json", raw), config))) == 1
     assert len(violations_of(lambda: Ranges.load(tmp_path / "absent.json", config))) == 1
 
 

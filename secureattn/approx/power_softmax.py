@@ -18,7 +18,7 @@ def power_softmax(
     The mask multiplies ``s^p`` (0 hides a key), so a fully masked row gives weights 0, never a division by 0.
     Domain: all scores; the normaliser must lie in the domain of ``reciprocal``, whose lower end may be ε.
     Error: that of ``reciprocal``, relative. s and −s get the same weight: a model must be trained with it.
-    Cost: log2 p squarings per score, one reciprocal per row (site ``normaliser``).
+    Cost: ``even_power`` of each score (log2 p squarings; 3 products for p = 6), one reciprocal per row.
     Source: Zimerman et al., arXiv 2410.09457, eq. 3.
     """
     powers = even_power(s, p)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from secureattn import fit
 from secureattn.errors import PlanError
-from secureattn.polynomial import Polynomial
+from secureattn.polynomial import Counted, Polynomial, Tally
 from secureattn.tensor import Tensor
 
 Array = npt.NDArray[np.float64]
@@ -51,6 +52,14 @@ class Realisation:
         """Short name for tables, such as ``gelu(chebyshev, degree 15)``."""
         degree = f", degree {self.polynomial.degree}" if self.polynomial else ""
         return f"{self.function}({self.kind}{degree})"
+
+    @property
+    def depth(self) -> int | None:
+        """Levels under CKKS, counted; None where it needs what CKKS lacks."""
+        if self.needs_comparison or self.kind == "exact":
+            return None
+        counted: Any = Counted(0, Tally())
+        return int(cast(Any, self.apply)(counted).depth)
 
     def with_polynomial(self, p: Polynomial) -> Realisation:
         """The same realisation through another form of its polynomial (rescaled, or on the unit domain)."""

@@ -44,7 +44,8 @@ class PlaintextBackend:
 
     def input(self, array: npt.ArrayLike | torch.Tensor) -> PlaintextTensor:
         """Data ``[B,S,F]``; values that are not finite are refused."""
-        data = torch.as_tensor(array).to(self.dtype)
+        data = array if isinstance(array, torch.Tensor) else torch.as_tensor(np.asarray(array, dtype=np.float64))
+        data = data.to(self.dtype)
         if not torch.isfinite(data).all():
             raise InputError("the input holds values that are not finite (NaN or infinity)")
         return PlaintextTensor(self, data)

@@ -26,6 +26,7 @@ def parameters(plan: Plan) -> dict[str, Any]:
             "scale_bits": p.scale_bits,
             "levels": p.levels,
             "hiding_bits": plan.ckks.hiding_bits,
+            "hiding_bits_run": plan.ckks.hiding_bits_run,
         }
     if plan.mpc is not None:
         mpc = plan.protocol.mpc
@@ -70,8 +71,7 @@ def document(plan: Plan) -> dict[str, Any]:
 
 def _function(plan: Plan, site: str) -> dict[str, Any]:
     r = plan.realisations[site]
-    depth = r.polynomial.depth if r.polynomial else None
-    return {"realisation": r.label, "domain": list(r.domain), "error": r.error, "relative": r.relative, "depth": depth}
+    return {"realisation": r.label, "domain": list(r.domain), "error": r.error, "relative": r.relative, "depth": r.depth}
 
 
 def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN)) -> None:
@@ -103,7 +103,10 @@ def _show_ckks(plan: Plan, c: CkksPlan, console: Console) -> None:
     if c.schedule:
         points = ", ".join(f"{point} ({c.points[point]})" for point in c.points if point in c.schedule)
         console.print(f"refresh by the client, ciphertexts in brackets: {points}")
-        console.print(f"refresh masks hide {c.hiding_bits:.1f} bits (at least {HIDING_BITS} required)")
+        console.print(
+            f"refresh masks hide every value by {c.hiding_bits:.1f} bits (at least {HIDING_BITS} required), all values of "
+            f"the run together by {c.hiding_bits_run:.1f}"
+        )
     else:
         console.print("no refresh: one round trip")
     console.print("sizes: " + _listed({key.replace("_", " "): units.data(value) for key, value in c.sizes.items()}))
@@ -117,7 +120,7 @@ def _functions(plan: Plan) -> Table:
         table.add_column(heading)
     for site, r in plan.realisations.items():
         error = units.UNKNOWN if r.error is None else f"{r.error:.1e}{' relative' if r.relative else ''}"
-        depth = units.UNKNOWN if r.polynomial is None else str(r.polynomial.depth)
+        depth = units.number(r.depth)
         table.add_row(site, r.label, f"[{r.domain[0]:.4g}, {r.domain[1]:.4g}]".replace("[", "\\["), error, depth)
     return table
 

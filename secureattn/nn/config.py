@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,9 +15,13 @@ ATTENTIONS = ("power_softmax", "power_softmax_length_agnostic", "softmax", "quad
 NORMS = ("layernorm", "batchnorm")
 
 
+def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """A transformer encoder for classification.
+    """A transformer encoder for classification; with LayerNorm the head reads the stream less its mean over features.
 
     ``tokens`` S, ``features`` per token before embedding, ``width`` D, ``heads`` H, ``hidden`` FFN width, ``classes``.
     ``attention`` is one of ATTENTIONS, with ``power`` and ``attention_epsilon`` for Power-Softmax. ``layernorm`` needs
@@ -41,7 +46,7 @@ class ModelConfig:
         wrong = [
             f"{name} must be a positive whole number, not {getattr(self, name)!r}"
             for name in ("tokens", "features", "width", "heads", "hidden", "layers", "classes", "power")
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+            if not _is_number(getattr(self, name), int) or getattr(self, name) < 1
         ]
         if not wrong and self.width % self.heads:
             wrong.append(f"width {self.width} does not divide into {self.heads} heads")
@@ -52,9 +57,9 @@ class ModelConfig:
         if not wrong and self.attention.startswith("power") and self.power % 2:
             wrong.append(f"power must be even, not {self.power}")
         wrong += [
-            f"{name} must be positive, not {getattr(self, name)!r}"
+            f"{name} must be a positive number, not {getattr(self, name)!r}"
             for name in ("attention_epsilon", "norm_epsilon")
-            if not getattr(self, name) > 0
+            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) < math.inf
         ]
         if wrong:
             raise ProtocolError(f"model {self.name!r}", wrong)

@@ -2,8 +2,9 @@
 
 Exact in real arithmetic, and differentiable, so training runs the very program that is later encrypted:
 
-- LayerNorm's mean: the stream is only ever read through a norm or summed, so every layer that writes to it writes
-  centred values (``C = I − 11ᵀ/D`` from the left) and the norm needs no mean;
+- LayerNorm's mean: the stream is read through norms, which take its mean off, and by the head, which in these models
+  reads ``x − mean(x)`` by definition; so every layer that writes to it writes centred values (``C = I − 11ᵀ/D`` from
+  the left) and nothing computes a mean;
 - gains and biases of norms (all of a BatchNorm) go into the linear layer that follows, ``1/√Dh`` into the queries;
 - the affine map of a polynomial's domain goes into what computes its argument: the FFN's first layer for GELU, the
   scores (through the queries) for the normaliser, ``1/D`` of the norm into the polynomial itself;

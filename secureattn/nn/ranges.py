@@ -50,17 +50,25 @@ class Ranges:
             raw: Mapping[str, Any] = json.loads(path.read_text())
             if raw["format"] != 1:
                 raise ValueError(f"format {raw['format']} is not 1, the only version this release reads")
+            if not isinstance(raw["sites"], dict) or not isinstance(raw["bounds"], dict):
+                raise ValueError("sites and bounds must be tables")
             observed = {site: (float(v["observed"][0]), float(v["observed"][1])) for site, v in raw["sites"].items()}
             domains = {site: (float(v["domain"][0]), float(v["domain"][1])) for site, v in raw["sites"].items()}
             bounds = {site: float(v) for site, v in raw["bounds"].items()}
             samples, margin = int(raw["samples"]), float(raw["margin"])
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise ProtocolError(f"ranges {path}", [f"cannot be read: {error!r}"]) from error
-        wrong = [f"no range for {site}; run secureattn calibrate" for site in config.sites() if site not in domains]
+        wrong = [f"no range for {site}; calibrate the model again" for site in config.sites() if site not in domains]
         wrong += [
             f"{site}: [{low}, {high}] is not an interval"
             for site, (low, high) in domains.items()
             if not (math.isfinite(low) and math.isfinite(high) and low < high)
+        ]
+        wrong += [
+            f"{site}: observed {list(observed[site])} leaves its domain {list(domains[site])}"
+            for site in domains
+            if domains[site][0] < domains[site][1]
+            and not domains[site][0] <= observed[site][0] <= observed[site][1] <= domains[site][1]
         ]
         wrong += [f"{site}: bound {b} is not a positive number" for site, b in bounds.items() if not 0 < b < math.inf]
         if wrong:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 
-# Fitted to one thread of a 2-core AVX-512 x86-64 machine, SEAL 4.1 through TenSEAL 0.3.18, N = 2^13 (3 primes),
-# 2^14 (8) and 2^15 (19); within 25 % of each. Per residue, that is per coefficient and prime.
+# Fitted to runs on one thread of a 2-core AVX-512 x86-64 machine, SEAL 4.3 through TenSEAL 0.3.18, N = 2^14 with 8
+# levels and N = 2^15 with 18. Per residue, that is per coefficient and prime. Other machines differ.
 _PER_RESIDUE_S = {
     "additions": 5.0e-9,
-    "pt_products": 12e-9,
-    "ct_products": 23e-9,
+    "pt_products": 9e-9,
+    "ct_products": 20e-9,
 }
 _PER_RESIDUE_AND_BIT_S = {
     "encodes": 2.2e-9,
-    "rescales": 3.0e-9,
+    "rescales": 2.4e-9,
     "encryptions": 12e-9,
-    "decryptions": 1.0e-9,
-    "refreshes": 36e-9,
-    "transfers": 3.0e-9,
+    "decryptions": 14e-9,
+    "refreshes": 46e-9,
 }
-_KEY_SWITCH_S = 2.0e-9
+_KEY_SWITCH_S = 1.5e-9
 
 
 def primitive_s(name: str, ring_degree: int, primes: int) -> float:
@@ -38,4 +37,4 @@ def primitive_s(name: str, ring_degree: int, primes: int) -> float:
 
 def key_generation_s(ring_degree: int, primes: int) -> float:
     """Modelled seconds to make one key-switching key of ``primes`` primes, the special one included."""
-    return 12e-9 * ring_degree * primes * (primes - 1) * math.log2(ring_degree)
+    return 5e-9 * ring_degree * primes * (primes - 1) * math.log2(ring_degree)

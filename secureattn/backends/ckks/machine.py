@@ -155,7 +155,9 @@ class Machine:
 
     def times_constant(self, a: Cipher, value: float) -> Cipher:
         """a times a number: whole numbers cost no level, others one."""
-        if float(value).is_integer() and value != 0:
+        if value == 0:
+            return self.add(a, self.negate(a))
+        if float(value).is_integer():
             if value == 2:
                 return self._like(a, self._run("additions", a.level, lambda: self.device.add(a.data, a.data)))
             data = self._run("pt_products", a.level, lambda: self.device.multiply_constant(a.data, value, 1.0))

@@ -1,30 +1,22 @@
-"""Plans: a model under a protocol, run on the symbolic engine. Chooses parameters and refresh points, predicts cost,
-and refuses what cannot run before any key is made.
-"""
+"""Planning a CKKS run: ring, levels and refresh points with the least predicted seconds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
-from secureattn.approx import Realisation
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import BatchTensor
 from secureattn.backends.ckks.costs import key_generation_s
 from secureattn.backends.ckks.machine import OutOfLevels
 from secureattn.backends.ckks.parameters import RINGS, CkksParameters, chain, most_levels
 from secureattn.backends.ckks.wire import fresh_bytes, stored_bytes
-from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
-from secureattn.backends.symbolic import SymbolicCkks, SymbolicMpc, Unlimited
-from secureattn.errors import CapabilityError, PlanError, ProtocolError
-from secureattn.events import Recorder
-from secureattn.ledger import Ledger, Party
+from secureattn.backends.symbolic import SymbolicCkks, Unlimited
+from secureattn.errors import PlanError, ProtocolError
 from secureattn.nn.encoder import Encoder
-from secureattn.nn.fold import Folded, fold
-from secureattn.nn.model import Model
-from secureattn.protocol import Protocol
+from secureattn.nn.fold import Folded
+from secureattn.plan.base import CkksPlan, Plan
 
 HIDING_BITS = 40
 """Least statistical hiding of a value by a refresh mask."""
@@ -32,98 +24,7 @@ HIDING_BITS = 40
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class CkksPlan:
-    """One evaluator's run over one batch of ``capacity`` queries; ``batches`` of them are needed."""
-
-    parameters: CkksParameters
-    schedule: frozenset[str]
-    points: Mapping[str, int]
-    rotations: tuple[int, ...]
-    tokens: int
-    capacity: int
-    batches: int
-    depth: int
-    output_level: int
-    hiding_bits: float | None
-    recorder: Recorder
-    sizes: Mapping[str, int]
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class MpcPlan:
-    """Every party's run over all samples at once."""
-
-    recorders: tuple[Recorder, ...]
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will run: the realisation of every site, the folded program, and one engine's part."""
-
-    model: Model
-    protocol: Protocol
-    samples: int
-    realisations: Mapping[str, Realisation]
-    ckks: CkksPlan | None = None
-    mpc: MpcPlan | None = None
-    warnings: tuple[str, ...] = field(default=())
-
-    @property
-    def title(self) -> str:
-        """Model and protocol, for tables."""
-        return f"{self.model.config.name} · {self.protocol.name}"
-
-    @property
-    def ledger(self) -> Ledger:
-        """What the run is modelled to cost; under CKKS, one batch of it."""
-        if self.ckks is not None:
-            return Ledger.of(self.ckks.recorder, name=self.title, engine="ckks")
-        recorders = self.mpc.recorders if self.mpc is not None else ()
-        parties = tuple(Party.of(party_name(rank), recorder) for rank, recorder in enumerate(recorders))
-        return Ledger(self.title, self.protocol.engine, parties, measured=False)
-
-    def folded(self, *, weights: bool = True) -> Folded:
-        """The program; without weights it has zeros of the right shapes, for whoever may not see them."""
-        model = self.model
-        return fold(model.config, model.weights if weights else model.weight_shapes, self.realisations)
-
-
-def make_plan(model: Model, protocol: Protocol, *, samples: int, progress: Progress | None = None) -> Plan:
-    """Plan a run over ``samples`` queries; raises a PlanError or ProtocolError that says what would help."""
-    if samples < 1:
-        raise PlanError(f"a plan needs at least 1 sample, not {samples}")
-    realisations = protocol.realisations(model)
-    _check_capabilities(protocol, realisations)
-    warnings = tuple(w for w in (protocol.mpc.warning if protocol.engine == "crypten" else None,) if w)
-    draft = Plan(model, protocol, samples, realisations, warnings=warnings)
-    if protocol.engine == "ckks":
-        ckks = _plan_ckks(draft, progress or (lambda _: None))
-        return Plan(model, protocol, samples, realisations, ckks=ckks, warnings=warnings)
-    if protocol.engine == "crypten":
-        return Plan(model, protocol, samples, realisations, mpc=_plan_mpc(draft), warnings=warnings)
-    return draft
-
-
-def _check_capabilities(protocol: Protocol, realisations: Mapping[str, Realisation]) -> None:
-    if protocol.engine != "ckks":
-        return
-    wrong = [
-        f"{site}: {r.label} needs comparison, which the ckks engine lacks; use a polynomial such as "
-        f'{r.function} = {{ kind = "chebyshev", degree = 15 }}'
-        for site, r in realisations.items()
-        if r.needs_comparison
-    ]
-    if wrong:
-        raise CapabilityError("; ".join(wrong))
-
-
-# ---- CKKS -------------------------------------------------------------------------------------------------------
-
-
-def _plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
+def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
     folded, scale_bits = draft.folded(weights=True), draft.protocol.ckks.scale_bits
     depth = _depth(draft, folded)
     if draft.protocol.ckks.refresh == "none":
@@ -231,7 +132,7 @@ def _finished(draft: Plan, depth: int, parameters: CkksParameters, backend: Symb
     rotations = tuple(sorted(backend.machine.steps))
     _count_transfers(draft, parameters, backend)
     sizes = _sizes(draft, parameters, backend, len(rotations))
-    bits = [_hiding_bits(draft, parameters, p) for p in used]
+    bits = {p: _hiding_bits(draft, parameters, p) for p in used}
     return CkksPlan(
         parameters=parameters,
         schedule=used,
@@ -242,7 +143,8 @@ def _finished(draft: Plan, depth: int, parameters: CkksParameters, backend: Symb
         batches=batches,
         depth=depth,
         output_level=backend.output.level,
-        hiding_bits=min(bits) if bits else None,
+        hiding_bits=min(bits.values()) if bits else None,
+        hiding_bits_run=_hiding_bits_run(parameters, backend, bits, batches) if bits else None,
         recorder=backend.recorder,
         sizes=sizes,
         seconds=_phases(parameters, backend, len(rotations), batches),
@@ -276,6 +178,18 @@ def _hiding_bits(draft: Plan, parameters: CkksParameters, point: str) -> float:
     return parameters.refresh_hiding_bits(bound)
 
 
+def _hiding_bits_run(
+    parameters: CkksParameters, backend: SymbolicCkks, bits: Mapping[str, float], batches: int
+) -> float:
+    """What is left when the whole run counts: statistical distances add up over coefficients and ciphertexts.
+
+    Slots within ±B bound the coefficients' 2-norm by Δ·B (the embedding is √N times an isometry), so their 1-norm, and
+    with it the distance of one ciphertext, is at most √N times that of one coefficient of size Δ·B.
+    """
+    coefficients = math.sqrt(parameters.ring_degree)
+    return -math.log2(sum(batches * backend.refresh_points[p] * coefficients * 2.0 ** -bits[p] for p in bits))
+
+
 def _depth(draft: Plan, folded: Folded) -> int:
     parameters = cast(CkksParameters, Unlimited(RINGS[-1]))
     backend = _run(draft, folded, parameters, frozenset(), refresh=False)
@@ -289,36 +203,3 @@ def _floor_s(draft: Plan, parameters: CkksParameters) -> float:
 
 def _tokens(draft: Plan) -> int:
     return draft.model.config.tokens
-
-
-# ---- secret sharing ---------------------------------------------------------------------------------------------
-
-
-def _plan_mpc(draft: Plan) -> MpcPlan:
-    recorders = tuple(run_symbolic_party(draft, rank).recorder for rank in range(draft.protocol.mpc.parties))
-    seconds = {
-        phase: max(r.seconds(phase) for r in recorders)
-        for phase in ("setup", "encrypt", "offline", "online", "decrypt")
-    }
-    return MpcPlan(recorders, {**seconds, "total": sum(seconds.values())})
-
-
-def party_name(rank: int) -> str:
-    """What a party is called in reports."""
-    return {MODEL_OWNER: "model owner", CLIENT: "client"}.get(rank, f"party {rank}")
-
-
-def run_symbolic_party(plan: Plan, rank: int) -> SymbolicMpc:
-    """One party's program on shapes alone; its runtime's ``requests`` say what the dealer will be asked for."""
-    config = plan.model.config
-    backend = SymbolicMpc(plan.protocol.mpc, rank)
-    recorder = backend.recorder
-    with recorder.phase("setup"):
-        network = Encoder(plan.folded(weights=False), backend)
-    with recorder.phase("encrypt"):
-        x = backend.shape_input((plan.samples, config.tokens, config.features))
-    with recorder.phase("online"):
-        logits = network(x)
-    with recorder.phase("decrypt"):
-        backend.reveal(logits)
-    return backend

@@ -1,0 +1,80 @@
+"""What a plan holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from secureattn.approx import Realisation
+from secureattn.backends.ckks.parameters import CkksParameters
+from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
+from secureattn.events import Recorder
+from secureattn.ledger import Ledger, Party
+from secureattn.nn.fold import Folded, fold
+from secureattn.nn.model import Model
+from secureattn.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class CkksPlan:
+    """One evaluator's run over one batch of ``capacity`` queries; ``batches`` of them are needed."""
+
+    parameters: CkksParameters
+    schedule: frozenset[str]
+    points: Mapping[str, int]
+    rotations: tuple[int, ...]
+    tokens: int
+    capacity: int
+    batches: int
+    depth: int
+    output_level: int
+    hiding_bits: float | None
+    hiding_bits_run: float | None
+    recorder: Recorder
+    sizes: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MpcPlan:
+    """Every party's run over all samples at once."""
+
+    recorders: tuple[Recorder, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: the realisation of every site, the folded program, and one engine's part."""
+
+    model: Model
+    protocol: Protocol
+    samples: int
+    realisations: Mapping[str, Realisation]
+    ckks: CkksPlan | None = None
+    mpc: MpcPlan | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def title(self) -> str:
+        """Model and protocol, for tables."""
+        return f"{self.model.config.name} · {self.protocol.name}"
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run is modelled to cost; under CKKS, one batch of it."""
+        if self.ckks is not None:
+            return Ledger.of(self.ckks.recorder, name=self.title, engine="ckks")
+        recorders = self.mpc.recorders if self.mpc is not None else ()
+        parties = tuple(Party.of(party_name(rank), recorder) for rank, recorder in enumerate(recorders))
+        return Ledger(self.title, self.protocol.engine, parties, measured=False)
+
+    def folded(self, *, weights: bool = True) -> Folded:
+        """The program; without weights it has zeros of the right shapes, for whoever may not see them."""
+        model = self.model
+        return fold(model.config, model.weights if weights else model.weight_shapes, self.realisations)
+
+
+def party_name(rank: int) -> str:
+    """What a party is called in reports."""
+    return {MODEL_OWNER: "model owner", CLIENT: "client"}.get(rank, f"party {rank}")

@@ -1,0 +1,288 @@
+"""Protocols: what is shipped loads, and whatever is wrong with one is said all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from secureattn.errors import InputError, ProtocolError
+from secureattn.protocol import ENGINES, Protocol, load_protocol
+from secureattn.resources import find, names
+
+GOOD = """
+format = 1
+engine = "ckks"
+trust = "the client alone holds the key"
+source = "somewhere"
+
+[functions]
+gelu = { kind = "chebyshev", degree = 15 }
+
+[ckks]
+refresh = "client"
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(text: str) -> Path:
+        path = tmp_path / "own.toml"
+        path.write_text(text)
+        return path
+
+    return written
+
+
+def refused(path: Path) -> ProtocolError:
+    with pytest.raises(ProtocolError) as caught:
+        load_protocol(path)
+    assert "\n" not in str(caught.value)
+    assert "own.toml" in str(caught.value)
+    return caught.value
+
+
+# ---- what is shipped --------------------------------------------------------------------------------------------
+
+
+def test_what_is_shipped() -> None:
+    assert names("protocols") == [
+        "crypten",
+        "plaintext",
+        "power-softmax-ckks",
+        "power-softmax-ckks-oneshot",
+        "power-softmax-mpc",
+    ]
+    assert names("models") == ["digits-vit", "digits-vit-oneshot"]
+
+
+@pytest.mark.parametrize("name", names("protocols"))
+def test_shipped_protocols_load(name: str) -> None:
+    path = find("protocols", name)
+    protocol = load_protocol(path)
+    assert protocol.name == name
+    assert protocol.engine in ENGINES
+    assert not protocol.changes_model
+    assert len(protocol.trust.split()) > 3
+    assert set(protocol.functions) == {"gelu", "rsqrt", "reciprocal", "exp"}
+    comment = path.read_text().split("format = 1")[0]
+    assert "# Source: " in comment
+    assert "# Trust: " in comment
+
+
+def shipped(name: str) -> Protocol:
+    return load_protocol(find("protocols", name))
+
+
+def test_shipped_options() -> None:
+    assert shipped("power-softmax-ckks").ckks.refresh == "client"
+    assert shipped("power-softmax-ckks-oneshot").ckks.refresh == "none"
+    for name in ("power-softmax-mpc", "crypten"):
+        assert (shipped(name).mpc.parties, shipped(name).mpc.dealer) == (2, "ttp")
+    assert shipped("power-softmax-mpc").mpc.truncation == "exact"
+    assert shipped("crypten").mpc.truncation == "local"
+
+
+# ---- what is wrong ----------------------------------------------------------------------------------------------
+
+
+def test_the_good_one_loads(write: Write) -> None:
+    protocol = load_protocol(write(GOOD))
+    assert (protocol.name, protocol.engine, protocol.ckks.scale_bits) == ("own", "ckks", 40)
+
+
+def test_all_violations_at_once(write: Write) -> None:
+    error = refused(
+        write("""
+format = 2
+engine = "seal"
+speed = "high"
+trust = " "
+
+[functions]
+tanh = { kind = "chebyshev" }
+exp = { kind = "taylor" }
+rsqrt = { kind = "newton", steps = 3, iterations = 3 }
+reciprocal = "chebyshev"
+
+[ckks]
+refresh = "server"
+scale_bits = 50
+slots = 3
+
+[mpc]
+parties = 1
+dealer = "nobody"
+truncation = "never"
+fractional_bits = 60
+rounds = 1
+""")
+    )
+    expected = [
+        "unknown key 'speed'",
+        "format must be 1, the only version this release reads",
+        "engine 'seal' is none of plaintext, ckks, crypten",
+        "trust must say in words who is trusted",
+        "source must say in words where it comes from",
+        "section [ckks] belongs to engine 'ckks', not 'seal'",
+        "ckks: unknown option 'slots'",
+        "section [mpc] belongs to engine 'crypten', not 'seal'",
+        "mpc: unknown option 'rounds'",
+        "unknown function 'tanh', known are exp, gelu, reciprocal, rsqrt",
+        "exp: kind 'taylor' is none of exact, chebyshev, limit",
+        "rsqrt(newton): unknown option 'iterations', it takes steps, degree",
+        'functions.reciprocal must be a table such as { kind = "chebyshev", degree = 15 }',
+        'ckks.refresh must be "client" or "none", not \'server\'',
+        "ckks.scale_bits must be a whole number from 30 to 45, not 50",
+        "mpc.parties must be a whole number from 2 to 16, not 1",
+        'mpc.dealer must be "ttp" or "tfp", not \'nobody\'',
+        'mpc.truncation must be "exact" or "local", not \'never\'',
+        "mpc.fractional_bits must be a whole number from 4 to 28, not 60",
+    ]
+    for sentence in expected:
+        assert any(violation.startswith(sentence) for violation in error.violations), sentence
+    assert len(error.violations) == len(expected), error.violations
+    assert all(violation in str(error) for violation in error.violations)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (('engine = "ckks"', 'engine = "crypten"'), ["section [ckks] belongs to engine 'ckks', not 'crypten'"]),
+        (('engine = "ckks"', ""), ["engine None is none of", "section [ckks] belongs to engine 'ckks', not None"]),
+        (("format = 1", ""), ["format must be 1"]),
+        (("format = 1", 'format = "1"'), ["format must be 1"]),
+        (('trust = "the client alone holds the key"', "trust = 3"), ["trust must say in words who is trusted"]),
+        (("degree = 15", "degree = 15, colour = 1"), ["gelu(chebyshev): unknown option 'colour'"]),
+        ((", degree = 15", ""), ["gelu(chebyshev) needs either a degree or an error"]),
+        (("degree = 15", "degree = 15, error = 1e-3"), ["gelu(chebyshev) needs either a degree or an error"]),
+        (("degree = 15", "degree = -1"), ["gelu(chebyshev): degree must be a whole number of at least 0, not -1"]),
+        (('kind = "chebyshev", degree = 15', "degree = 15"), ["gelu: kind None is none of exact, "]),
+        (('kind = "chebyshev", degree = 15', 'kind = "quad"'), ["gelu: another function than the model's"]),
+        (
+            ('kind = "chebyshev", degree = 15', 'kind = "exact"'),
+            ["only the plaintext engine can run the true function"],
+        ),
+        (('kind = "chebyshev", degree = 15', 'kind = "exact", degree = 3'), ["gelu: exact takes no option 'degree'"]),
+        (('refresh = "client"', 'refresh = "none"\nscale_bits = 40.5'), ["ckks.scale_bits must be a whole number"]),
+        (('refresh = "client"', "refresh = true"), ['ckks.refresh must be "client" or "none", not True']),
+    ],
+)
+def test_one_violation(write: Write, change: tuple[str, str], says: list[str]) -> None:
+    path = write(GOOD.replace(*change))
+    error = refused(path)
+    assert len(error.violations) == len(says), error.violations
+    for violation, sentence in zip(error.violations, says, strict=True):
+        assert sentence in violation
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('[ckks]\nrefresh = "client"', "mpc = 3"),
+        ('[ckks]\nrefresh = "client"', "mpc = 0"),
+        ('[ckks]\nrefresh = "client"', "ckks = 3"),
+        ('[ckks]\nrefresh = "client"', 'ckks = "client"'),
+        ('[ckks]\nrefresh = "client"', "ckks = [1]"),
+        ('[functions]\ngelu = { kind = "chebyshev", degree = 15 }', "functions = 3"),
+        ('kind = "chebyshev"', "kind = [1]"),
+        ('kind = "chebyshev"', "kind = { a = 1 }"),
+        ('engine = "ckks"', 'engine = ["ckks"]'),
+        ('refresh = "client"', "refresh = []"),
+        ('refresh = "client"', "scale_bits = []"),
+        ('refresh = "client"', "scale_bits = 40.0"),
+    ],
+)
+def test_a_value_of_another_type_is_a_violation(write: Write, change: tuple[str, str]) -> None:
+    text = GOOD.replace(*change)
+    if change[1].startswith(("ckks", "mpc", "functions")):
+        text = f"{change[1]}\n{GOOD.replace(change[0], '')}"  # a key of the top, before any table
+    assert 1 <= len(refused(write(text)).violations) <= 2
+
+
+def test_changes_model_must_be_said(write: Write) -> None:
+    quad = GOOD.replace('kind = "chebyshev", degree = 15', 'kind = "quad"')
+    refused(write(quad.replace("format = 1", "format = 1\nchanges_model = false")))
+    refused(write(quad.replace("format = 1", 'format = 1\nchanges_model = "yes"')))
+    assert load_protocol(write(quad.replace("format = 1", "format = 1\nchanges_model = true"))).changes_model
+
+
+def test_exact_is_for_plaintext(write: Write) -> None:
+    text = GOOD.split("[ckks]")[0].replace('kind = "chebyshev", degree = 15', 'kind = "exact"')
+    assert load_protocol(write(text.replace('"ckks"', '"plaintext"'))).functions["gelu"] == {"kind": "exact"}
+
+
+def test_local_truncation_is_for_two_parties(write: Write) -> None:
+    text = GOOD.split("[ckks]")[0].replace('"ckks"', '"crypten"') + '[mpc]\nparties = 3\ntruncation = "local"\n'
+    assert 1 <= len(refused(write(text)).violations) <= 2
+
+
+def test_a_first_party_that_deals_is_warned_of(write: Write) -> None:
+    text = GOOD.split("[ckks]")[0].replace('"ckks"', '"crypten"') + '[mpc]\ndealer = "tfp"\n'
+    assert "for development only" in (load_protocol(write(text)).mpc.warning or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("format = ", "Invalid value"),
+        ("[functions", "Expected ']'"),
+        ("format = 1\nformat = 1\n", "Cannot overwrite a value (at line 2,"),
+        ("format = 1\n= 2\n", "at line 2,"),
+    ],
+)
+def test_a_syntax_error_says_where(write: Write, text: str, says: str) -> None:
+    assert says in str(refused(write(text)))
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(b"format = 1\n\xff\xfe")
+    refused(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    refused(tmp_path / "own.toml")
+
+
+# ---- finding them -----------------------------------------------------------------------------------------------
+
+
+def test_find_by_name_and_by_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped_file = find("protocols", "crypten")
+    assert shipped_file.name == "crypten.toml"
+    assert find("protocols", str(shipped_file)) == shipped_file
+    own = write(GOOD)
+    assert find("protocols", str(own)) == own
+    monkeypatch.chdir(own.parent)
+    assert load_protocol(find("protocols", "own.toml")).name == "own"
+    assert load_protocol(find("protocols", "./own.toml")).name == "own"
+    assert (find("models", "digits-vit") / "config.json").is_file()
+    assert find("models", str(find("models", "digits-vit"))) == find("models", "digits-vit")
+
+
+def test_a_folder_of_the_same_name_does_not_hide_what_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crypten").mkdir()
+    (tmp_path / "digits-vit").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find("protocols", "crypten").is_file()
+    assert (find("models", "digits-vit") / "config.json").is_file()
+    assert find("models", "./digits-vit") == Path("digits-vit")
+
+
+@pytest.mark.parametrize(("kind", "subject"), [("models", "model"), ("protocols", "protocol")])
+@pytest.mark.parametrize("name", ["pums", "", "power-softmax-ckks.toml", "no/such/thing", "../protocols/crypten"])
+def test_an_unknown_name_lists_what_there_is(
+    kind: str, subject: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        find(kind, name)
+    assert str(caught.value) == (
+        f"no {subject} is called {name!r} and no such path exists; there are {', '.join(names(kind))}"
+    )
