@@ -1,4 +1,4 @@
-"""The main job: classify all held-out images of digits-vit encrypted, on CKKS and on secret shares, and say what it cost.
+"""The main job: classify all held-out images of digits-vit encrypted, on CKKS and on shares, and say what it cost.
 
 Writes JSON and a plot to ``out/``. Run by ``make demo``; ``--samples N`` takes fewer images.
 """

@@ -218,7 +218,7 @@ class Tally:
 
 @dataclass
 class Counted:
-    """Stands in for a tensor and counts instead of computing: the depth of this value in levels, the products of all."""
+    """Stands in for a tensor and counts instead of computing: this value's depth in levels, the products of all."""
 
     depth: int
     tally: Tally

@@ -71,7 +71,8 @@ def document(plan: Plan) -> dict[str, Any]:
 
 def _function(plan: Plan, site: str) -> dict[str, Any]:
     r = plan.realisations[site]
-    return {"realisation": r.label, "domain": list(r.domain), "error": r.error, "relative": r.relative, "depth": r.depth}
+    quality = {"error": r.error, "relative": r.relative, "depth": r.depth}
+    return {"realisation": r.label, "domain": list(r.domain), **quality}
 
 
 def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN)) -> None:
@@ -104,8 +105,8 @@ def _show_ckks(plan: Plan, c: CkksPlan, console: Console) -> None:
         points = ", ".join(f"{point} ({c.points[point]})" for point in c.points if point in c.schedule)
         console.print(f"refresh by the client, ciphertexts in brackets: {points}")
         console.print(
-            f"refresh masks hide every value by {c.hiding_bits:.1f} bits (at least {HIDING_BITS} required), all values of "
-            f"the run together by {c.hiding_bits_run:.1f}"
+            f"refresh masks hide every value by {c.hiding_bits:.1f} bits (at least {HIDING_BITS} required), all "
+            f"values of the run together by {c.hiding_bits_run:.1f}"
         )
     else:
         console.print("no refresh: one round trip")
