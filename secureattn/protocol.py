@@ -108,7 +108,7 @@ def _violations(raw: Mapping[str, Any]) -> list[str]:
     wrong = []
     known = {"format", "engine", "trust", "source", "functions", "ckks", "mpc", "changes_model"}
     wrong += [f"unknown key {key!r}" for key in raw if key not in known]
-    if raw.get("format") != 1:
+    if raw.get("format") != 1 or not isinstance(raw["format"], int) or raw["format"] is True:
         wrong.append("format must be 1, the only version this release reads")
     if raw.get("engine") not in ENGINES:
         wrong.append(f"engine {raw.get('engine')!r} is none of {', '.join(ENGINES)}")

@@ -191,7 +191,7 @@ def test_infer_writes_scores_and_classes(tmp_path: Path) -> None:
     [
         (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 5, np.nan, x), "not finite"),
         (lambda x: x[:, :8], "[3, 8, 4]"),
-        (lambda x: x.astype(str), "numbers are needed"),
+        (lambda x: x.astype(str), "real numbers are needed"),
         (lambda x: x[:0], "[0, 16, 4]"),
     ],
 )

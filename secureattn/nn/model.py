@@ -57,8 +57,9 @@ class Model:
     def check(self, inputs: Array) -> Array:
         """Inputs as float64 ``[N,S,F]``; anything else is refused before it costs anything."""
         wanted = (self.config.tokens, self.config.features)
-        if not np.issubdtype(np.asarray(inputs).dtype, np.number):
-            raise InputError(f"the input holds {np.asarray(inputs).dtype}, numbers are needed")
+        dtype = np.asarray(inputs).dtype
+        if not (np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.floating)):
+            raise InputError(f"the input holds {dtype}, real numbers are needed")
         array = np.asarray(inputs, dtype=np.float64)
         if array.shape == wanted:
             array = array[None]

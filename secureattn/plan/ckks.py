@@ -70,7 +70,7 @@ def _without_refresh(draft: Plan, folded: Folded, depth: int, scale_bits: int) -
     except OutOfLevels as error:
         region = error.region
     raise PlanError(
-        f"{draft.model.config.name} under {draft.protocol.name} needs {depth} levels in one go, {available} fit "
+        f"{draft.model.config.name} under {draft.protocol.name} needs {max(depth, available + 1)} levels in one go, {available} fit "
         f"128-bit security at ring degree {fitting[-1]}, and they run out at {region}; lower the degrees there, "
         'choose a model whose norms fold (norm = "batchnorm"), or set refresh = "client"'
     )

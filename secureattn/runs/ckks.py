@@ -59,11 +59,16 @@ class Server:
     def evaluate(self, blobs: Sequence[bytes], samples: int, refresh: Answer) -> list[bytes]:
         """Encrypted queries → encrypted class scores; ``refresh`` reaches the key owner."""
         device: Any = self.machine.device
-        self.backend.refresher = MaskedRefresh(self.machine, refresh)
+        if len(blobs) != self.config.features:
+            raise InputError(f"a query has {self.config.features} ciphertexts, one a feature, not {len(blobs)}")
         with self.machine.recorder.op("load"):
             ciphers = [self._loaded(device.load(blob)) for blob in blobs]
         shape = (samples, self.config.tokens, self.config.features)
-        output: Any = self.network(self.backend.tensor(ciphers, shape))
+        self.backend.refresher = MaskedRefresh(self.machine, refresh)
+        try:
+            output: Any = self.network(self.backend.tensor(ciphers, shape))
+        finally:
+            self.backend.refresher = None  # the way to the key owner is open for the length of one query only
         finished = finish_outputs(self.backend, output)
         with self.machine.recorder.op("save"):
             return [device.save(cipher.data) for cipher in finished]
