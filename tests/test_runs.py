@@ -166,8 +166,8 @@ BAD_INPUTS: dict[str, tuple[Callable[[], Any], str]] = {
     "flat": (lambda: good().reshape(2, 64), "the input has shape [2, 64], model digits-vit needs [N, 16, 4]"),
     "none": (lambda: good()[:0], "the input has shape [0, 16, 4], model digits-vit needs [N, 16, 4]"),
     "number": (lambda: 3.0, "the input has shape [], model digits-vit needs [N, 16, 4]"),
-    "text": (lambda: np.full((2, 16, 4), "a"), "the input holds <U1, numbers are needed"),
-    "objects": (lambda: np.full((2, 16, 4), None), "the input holds object, numbers are needed"),
+    "text": (lambda: np.full((2, 16, 4), "a"), "the input holds <U1, real numbers are needed"),
+    "objects": (lambda: np.full((2, 16, 4), None), "the input holds object, real numbers are needed"),
     "complex": (lambda: good() + 1j, "the input holds complex128, "),
 }
 

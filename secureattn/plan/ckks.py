@@ -53,26 +53,28 @@ def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
 
 
 def _without_refresh(draft: Plan, folded: Folded, depth: int, scale_bits: int) -> CkksPlan:
-    fitting = [ring for ring in RINGS if ring // 2 >= _tokens(draft)]
-    region = ""
-    for ring in fitting:
+    """The smallest ring and the fewest levels that hold the whole program."""
+    rings = [ring for ring in RINGS if ring // 2 >= _tokens(draft)]
+    if not rings:
+        raise PlanError(f"{_tokens(draft)} tokens need more slots than the largest ring has, {RINGS[-1] // 2}")
+    for ring in rings:
+        # Sums of unequal scales may cost a level that the probe for depth, whose scales all agree, did not see.
         for levels in range(depth, most_levels(ring, scale_bits) + 1):
             parameters = chain(ring, levels, scale_bits)
             try:
                 return _finished(draft, depth, parameters, _run(draft, folded, parameters, frozenset(), refresh=False))
-            except (
-                OutOfLevels
-            ):  # sums of unequal scales may cost a level that the probe, whose scales agree, did not see
+            except OutOfLevels:
                 continue
-    available = most_levels(fitting[-1], scale_bits)
+    available = most_levels(rings[-1], scale_bits)
+    region = ""
     try:
-        _run(draft, folded, chain(fitting[-1], available, scale_bits), frozenset(), refresh=False)
+        _run(draft, folded, chain(rings[-1], available, scale_bits), frozenset(), refresh=False)
     except OutOfLevels as error:
         region = error.region
     raise PlanError(
-        f"{draft.model.config.name} under {draft.protocol.name} needs {max(depth, available + 1)} levels in one go, {available} fit "
-        f"128-bit security at ring degree {fitting[-1]}, and they run out at {region}; lower the degrees there, "
-        'choose a model whose norms fold (norm = "batchnorm"), or set refresh = "client"'
+        f"{draft.model.config.name} under {draft.protocol.name} needs {max(depth, available + 1)} levels in one go, "
+        f"{available} fit 128-bit security at ring degree {rings[-1]}, and they run out at {region}; lower the degrees "
+        'there, choose a model whose norms fold (norm = "batchnorm"), or set refresh = "client"'
     )
 
 
