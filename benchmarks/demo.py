@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.console import Console
+
 from secureattn.commands import comparison, output, planning, profiling
 from secureattn.ledger import LAN, WAN, Ledger, breakdown_table, machine, network_table, region_table, write_plot
 from secureattn.nn.model import load_model
@@ -26,16 +28,17 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="images (default: all 360)")
     samples = parser.parse_args().samples
     OUT.mkdir(exist_ok=True)
-    ledgers = [run(protocol, samples) for protocol in PROTOCOLS]
-    plot = OUT / "demo.png"
-    write_plot(ledgers, plot, described=machine())
-    written = ", ".join(str(OUT / f"demo-{name}.{kind}.json") for name in PROTOCOLS for kind in ("compare", "profile"))
-    output.stdout().print(f"written: {written}, {plot}")
+    console = output.stdout(record=True)
+    ledgers = [run(protocol, samples, console) for protocol in PROTOCOLS]
+    write_plot(ledgers, OUT / "demo.png", described=machine())
+    console.save_text(str(OUT / "demo.txt"), clear=False)
+    console.print(f"written to {OUT}/: demo.txt (this page), demo.png (the breakdown as a plot), and as JSON")
+    for name in PROTOCOLS:
+        console.print(f"  demo-{name}.compare.json, demo-{name}.profile.json")
 
 
-def run(protocol: str, samples: int | None) -> Ledger:
+def run(protocol: str, samples: int | None, console: Console) -> Ledger:
     """One protocol: its plan, the three-way comparison, the breakdown of the encrypted run."""
-    console = output.stdout()
     model = load_model(find("models", MODEL))
     inputs, labels = model.samples(samples)
     with output.progress() as tell:

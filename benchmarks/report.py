@@ -38,6 +38,7 @@ def main() -> int:
     text = replaced(text, "support", support_table())
     text = replaced(text, "accuracy", accuracy_table())
     text = replaced(text, "profile", profile_table())
+    text = replaced(text, "output", demo_output())
     README.write_text(text)
     return 0
 
@@ -70,6 +71,13 @@ def _support_row(function: str, kind: str, build: Any) -> str:
     error = "another function" if made.changes_model else f"{made.error:.1e}{' rel.' if made.relative else ''}"
     domain = "[{:g}, {:g}]".format(*DOMAINS[function])
     return f"| {function} | {made.label} | yes | {ckks} | yes | {error} | {domain} | {units.number(made.depth)} |"
+
+
+def demo_output() -> str:
+    """What the demo printed."""
+    lines = [line.rstrip() for line in (OUT / "demo.txt").read_text().splitlines()]
+    headings = (re.sub("^─+ (.*?) ─+$", r"──── \1 ────", line) for line in lines)
+    return "```\n" + "\n".join(headings) + "\n```\n"
 
 
 def accuracy_table() -> str:

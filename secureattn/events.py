@@ -7,7 +7,7 @@ belongs to no operation stays with the region that encloses it, so self times al
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -59,11 +59,16 @@ class _Frame:
 
 
 class Recorder:
-    """Collects events. ``modelled=True`` takes time from ``primitive(seconds=…)`` alone and never reads a clock."""
+    """Collects events. ``modelled=True`` takes time from ``primitive(seconds=…)`` alone and never reads a clock;
+    ``listener`` is told of every operation that ends.
+    """
 
-    def __init__(self, *, modelled: bool = False, trace: bool = False) -> None:
+    def __init__(
+        self, *, modelled: bool = False, trace: bool = False, listener: Callable[[Event], None] | None = None
+    ) -> None:
         self.modelled = modelled
         self.trace = trace
+        self.listener = listener
         self.events: dict[tuple[str, str, str], Event] = {}
         self.spans: list[Span] = []
         self._path: list[str] = []
@@ -122,6 +127,8 @@ class Recorder:
             if self.trace and not self.modelled:
                 start = frame.start - self._origin
                 self.spans.append(Span(event.region, event.op, event.phase, start, elapsed))
+            if self.listener is not None:
+                self.listener(event)
 
     def primitive(self, name: str, *, times: int = 1, seconds: float = 0.0) -> None:
         """Count a primitive in the operation now open, with the seconds it took or is modelled to take."""

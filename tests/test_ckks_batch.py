@@ -69,6 +69,13 @@ def test_missing_queries_repeat_the_first(b: int, missing: int) -> None:
     assert np.array_equal(filled[b:], np.repeat(x[:1], missing, axis=0))
 
 
+def test_padded_tokens_repeat_the_last() -> None:
+    x = values(2, 3, 2)
+    filled = unpack(pack(x, 4, 2), (2, 4, 2), 2)
+    assert np.array_equal(filled[:, :3], x)
+    assert np.array_equal(filled[:, 3], x[:, 2])
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 33))
 def test_token_slots(tokens: int) -> None:
@@ -77,9 +84,10 @@ def test_token_slots(tokens: int) -> None:
     assert backend.tokens * backend.batch == backend.machine.parameters.slots
     assert backend.padded == (tokens & (tokens - 1) != 0)
     column = values(tokens)
-    slots = backend.token_slots(column).reshape(backend.tokens, backend.batch)
-    for token in range(backend.tokens):
-        assert (slots[token] == (column[token] if token < tokens else 0.0)).all()
+    for padding, filler in ((None, column[-1]), (0.0, 0.0)):
+        slots = backend.token_slots(column, padding=padding).reshape(backend.tokens, backend.batch)
+        for token in range(backend.tokens):
+            assert (slots[token] == (column[token] if token < tokens else filler)).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -91,7 +99,7 @@ def test_offsets_against_a_loop(heads: int, s: int) -> None:
     assert found.shape == (heads, backend.tokens, backend.tokens)
     for h, offset, query in np.ndindex(*found.shape):
         key = (query + offset) % backend.tokens
-        assert found[h, offset, query] == (array[h, query, key] if query < s and key < s else 0.0)
+        assert found[h, offset, query] == (array[h, min(query, s - 1), key] if key < s else 0.0)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4), (5, 2, 3, 4)], ids=["tokens", "heads"])
@@ -229,7 +237,7 @@ SHALLOW_CASES: dict[str, Case] = {
     ),
 }
 DEEP_CASES: dict[str, Case] = {
-    # padded tokens hold 0, ten times its width outside this domain: what they become must not reach the others
+    # 0 lies ten times its width outside this domain: what padded tokens hold must not
     "far_from_zero": (
         lambda b, x: (x * 0.1 + 1.0).polynomial(NARROW).sum(1),
         lambda x: clear(NARROW)(0.1 * x + 1.0).sum(1, keepdims=True),

@@ -208,3 +208,11 @@ def test_measured_self_times_sum_to_the_outermost_spans(tree: Tree) -> None:
     resolution = time.get_clock_info("perf_counter").resolution * max(1, len(recorder.spans))
     assert recorder.seconds() == pytest.approx(outermost, rel=1e-9, abs=resolution)
     assert event(recorder, "", "run").seconds_total == outermost
+
+
+def test_a_listener_is_told_of_every_operation_that_ends() -> None:
+    told: list[tuple[str, str]] = []
+    recorder = Recorder(listener=lambda event: told.append((event.region, event.op)))
+    with recorder.region("a"), recorder.op("outer"), recorder.op("inner"):
+        pass
+    assert told == [("a", "inner"), ("a", "outer"), ("a", "other")]

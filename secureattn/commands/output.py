@@ -19,10 +19,10 @@ from secureattn.runs.result import Progress
 _WIDE = 200  # columns of a table where there is no terminal to fit
 
 
-def stdout() -> Console:
-    """For results; wide enough for every table off a terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
+def stdout(*, record: bool = False) -> Console:
+    """For results; wide enough for every table off a terminal. ``record`` keeps the text, to be saved."""
+    console = Console(highlight=False, record=record)
+    return console if console.is_terminal else Console(highlight=False, record=record, width=_WIDE)
 
 
 @contextmanager

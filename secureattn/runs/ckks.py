@@ -13,7 +13,7 @@ from secureattn.backends.ckks.keys import KeyOwner
 from secureattn.backends.ckks.machine import Cipher, Machine
 from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack, unpack
 from secureattn.errors import EngineError, InputError
-from secureattn.events import Recorder
+from secureattn.events import Event, Recorder
 from secureattn.ledger import Ledger
 from secureattn.nn.encoder import Encoder
 from secureattn.plan import CkksPlan, Plan, finish_outputs
@@ -90,7 +90,7 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool) -> Run:
     layout = plan.ckks
     if layout is None:
         raise EngineError("the plan has no CKKS part")
-    recorder = Recorder(trace=trace)
+    recorder = Recorder(trace=trace, listener=_Meter(layout, progress))
     with recorder.phase("keys"):
         progress("making keys", 0, 0)
         client = Client(plan)
@@ -99,10 +99,23 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool) -> Run:
     outputs = []
     for i in range(layout.batches):
         batch = inputs[i * layout.capacity : (i + 1) * layout.capacity]
-        progress(f"evaluating batch {i + 1} of {layout.batches}", 0, 0)
         outputs.append(_run_batch(client, server, batch, recorder))
-        progress(f"evaluated batch {i + 1} of {layout.batches}", i + 1, layout.batches)
     return Run(np.concatenate(outputs), Ledger.of(recorder, name=plan.title, engine="ckks"))
+
+
+class _Meter:
+    """Tells how far a run is, in per cent of the seconds its plan predicts."""
+
+    def __init__(self, layout: CkksPlan, progress: Progress) -> None:
+        events = layout.recorder.events
+        self._share = {key: event.seconds_self / event.calls for key, event in events.items()}
+        self._whole = layout.batches * layout.recorder.seconds()
+        self._done = 0.0
+        self._progress = progress
+
+    def __call__(self, event: Event) -> None:
+        self._done += self._share.get((event.region, event.op, event.phase), 0.0)
+        self._progress(f"evaluating {event.region}", round(100 * self._done / self._whole), 100)
 
 
 def _run_batch(client: Client, server: Server, batch: Array, recorder: Recorder) -> Array:

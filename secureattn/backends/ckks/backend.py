@@ -77,9 +77,13 @@ class CkksBackend:
 
     # ---- layout ---------------------------------------------------------------------------------------------
 
-    def token_slots(self, column: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Slots that hold ``column[token]`` for every query; padded tokens hold 0."""
-        padded = np.zeros(self.tokens)
+    def token_slots(self, column: npt.NDArray[np.float64], *, padding: float | None = None) -> npt.NDArray[np.float64]:
+        """Slots that hold ``column[token]`` for every query; padded tokens hold ``padding``, or the last token's value.
+
+        A padded token is a copy of the last one, from the input on: whatever else it held would leave the domains that
+        approximations were made for, and a ciphertext where one slot overflows is lost as a whole.
+        """
+        padded = np.full(self.tokens, column[-1] if padding is None else padding)
         padded[: len(column)] = column
         return np.repeat(padded, self.batch)
 
@@ -101,10 +105,10 @@ class CkksBackend:
         return by_head.transpose(0, 2, 1)
 
     def _by_offset(self, array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """``[H,S,S]`` → ``[H,T,T]``: entry (h, r, t) is the value at query t and key t+r mod T, 0 in the padding."""
+        """``[H,S,S]`` → ``[H,T,T]``: entry (h, r, t) is the value at query t and key t+r mod T, 0 at padded keys."""
         heads, s, _ = array.shape
         square = np.zeros((heads, self.tokens, self.tokens))
-        square[:, :s, :s] = array
+        square[:, :s, :s], square[:, s:, :s] = array, array[:, -1:]
         t = np.arange(self.tokens)
         return np.stack([square[:, t, (t + r) % self.tokens] for r in range(self.tokens)], axis=1)
 

@@ -109,13 +109,10 @@ class BatchTensor(Tensor):
         return super().polynomial(p)
 
     def _plus(self, value: Public) -> Parts:
-        """Public addends: one number a part where it is the same at every token. What is added feature by feature (a
-        bias) leaves padded tokens alone, so that they stay zero.
-        """
-        everywhere = np.ndim(value) == 0 or not (self.backend.padded and self.shape[-2] > 1)
+        """Public addends: one number a part where it is the same at every token."""
 
         def plus(a: Cipher, column: npt.NDArray[np.float64]) -> Cipher:
-            if everywhere and np.ptp(column) == 0:
+            if np.ptp(column) == 0:
                 return self.machine.add_public(a, float(column[0])) if column[0] else a
             return self.machine.add_public(a, self.backend.token_slots(column))
 
@@ -185,7 +182,7 @@ class BatchTensor(Tensor):
         if self.shape[-2] == 1:
             return a
         if self.backend.padded:
-            a = self.machine.times_vector(a, self.backend.token_slots(np.ones(self.shape[-2])))
+            a = self.machine.times_vector(a, self.backend.token_slots(np.ones(self.shape[-2]), padding=0.0))
         return self._spread(a)
 
     def _spread(self, a: Cipher) -> Cipher:
@@ -206,7 +203,7 @@ class BatchTensor(Tensor):
             with self._op("take"):
                 where = np.zeros(self.shape[1])
                 where[index] = 1.0
-                slots = self.backend.token_slots(where)
+                slots = self.backend.token_slots(where, padding=0.0)
                 chosen = self._new(self._map(lambda a: self.machine.times_vector(a, slots)), self.shape)
                 return self._made(chosen._map(self._spread), (self.shape[0], 1, self.shape[2]))
         raise InputError(f"the batch layout cannot take {index} of axis {axis} of {list(self.shape)}")

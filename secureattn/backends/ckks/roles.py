@@ -19,11 +19,11 @@ Answer = Callable[[list[bytes]], list[bytes]]
 def pack(inputs: Array, tokens: int, batch: int) -> list[Array]:
     """``[B,S,F]`` → one slot vector per feature, slot = token·batch + query.
 
-    Queries that are missing repeat the first one: zeros would be data no model was calibrated on.
+    Queries that are missing repeat the first one, tokens the last: zeros would be data no model was calibrated on.
     """
     b, s, f = inputs.shape
-    padded = np.zeros((batch, tokens, f))
-    padded[:, :s] = np.concatenate([inputs, np.repeat(inputs[:1], batch - b, axis=0)])
+    queries = np.concatenate([inputs, np.repeat(inputs[:1], batch - b, axis=0)])
+    padded = np.concatenate([queries, np.repeat(queries[:, -1:], tokens - s, axis=1)], axis=1)
     return [np.ascontiguousarray(padded[:, :, i].T.reshape(-1)) for i in range(f)]
 
 
