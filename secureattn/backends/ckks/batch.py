@@ -224,10 +224,12 @@ class BatchTensor(Tensor):
         heads, width = self.parts.shape
         baby = baby_steps(tokens, lambda b: ((b - 1) + (tokens // b - 1)) * heads * width + heads * (tokens - b))
         with self._op("scores"):
+            level = machine.require(min(self.level, k.level), "a product")
+            q, k = self._dropped(level), k._dropped(level)
             keys = [k._rotated(i) for i in range(baby)]
             parts: Parts = np.empty((heads, tokens), dtype=object)
             for giant in range(0, tokens, baby):
-                queries = self._rotated(-giant)
+                queries = q._rotated(-giant)
                 for i, h in np.ndindex(baby, heads):
                     total = machine.sum_of_products(list(zip(queries[h], keys[i][h], strict=True)))
                     parts[h, giant + i] = machine.rotate(machine.finish(total), giant * self.backend.batch)
@@ -247,9 +249,10 @@ class BatchTensor(Tensor):
         )
         with self._op("mix"):
             weights = self._valid_parts()
-            values = [v._rotated(i) for i in range(baby)]
-            parts: Parts = np.empty((heads, width), dtype=object)
             level = machine.require(min(weights[0, 0].level, v.level), "a product")
+            low = v._dropped(level)
+            values = [low._rotated(i) for i in range(baby)]
+            parts: Parts = np.empty((heads, width), dtype=object)
             for h, giant in np.ndindex(heads, tokens // baby):
                 shift = giant * baby
                 row = [self._rotate_part(machine.dropped(weights[h, shift + i], level), -shift) for i in range(baby)]
@@ -262,6 +265,10 @@ class BatchTensor(Tensor):
                 parts[at] = machine.rescale(parts[at])
             b, _, s, _ = self.shape
             return self._made(parts, (b, heads, s, width), diagonals=False)
+
+    def _dropped(self, level: int) -> Self:
+        """All parts at a level, before they are rotated: key switching costs the square of the primes left."""
+        return self._new(self._map(lambda a: self.machine.dropped(a, level)), self.shape)
 
     def _rotated(self, tokens: int) -> Parts:
         return self._map(lambda a: self._rotate_part(a, tokens))
