@@ -241,12 +241,7 @@ class BatchTensor(Tensor):
         machine, tokens = self.machine, self.backend.tokens
         heads, width = v.parts.shape
         features = heads * width
-        baby = baby_steps(
-            tokens,
-            lambda b: (
-                (b - 1) * features + heads * (tokens - b) + (tokens // b) * features + (tokens // b - 1) * features
-            ),
-        )
+        baby = baby_steps(tokens, lambda b: (b + 2 * (tokens // b) - 2) * features + heads * (tokens - b))
         with self._op("mix"):
             weights = self._valid_parts()
             level = machine.require(min(weights[0, 0].level, v.level), "a product")
