@@ -1,6 +1,6 @@
 """Writes the generated parts of README.md: what the demo measured (from ``out/``) and what runs where (from the code).
 
-``make demo && python benchmarks/report.py``; ``--check`` only says whether the support table is up to date.
+``make demo && python benchmarks/report.py`` (the plot goes along); ``--check`` only says whether the support table is up to date.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import inspect
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def main() -> int:
     text = replaced(text, "profile", profile_table())
     text = replaced(text, "output", demo_output())
     README.write_text(text)
+    shutil.copyfile(OUT / "demo.png", ROOT / "benchmarks" / "demo.png")
     return 0
 
 
