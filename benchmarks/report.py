@@ -1,6 +1,7 @@
 """Writes the generated parts of README.md: what the demo measured (from ``out/``) and what runs where (from the code).
 
-``make demo && python benchmarks/report.py`` (the plot goes along); ``--check`` only says whether the support table is up to date.
+``make demo && python benchmarks/report.py`` (the plot goes along); ``--check`` only says whether the support table is
+up to date.
 """
 
 from __future__ import annotations
