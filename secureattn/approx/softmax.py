@@ -38,7 +38,7 @@ def softmax(
     """``e^(s_j − mean s) / Σ_k e^(s_k − mean s)`` over the last axis.
 
     No maximum is needed: by Jensen the mean of ``e^(s−mean)`` is at least 1, so without a mask the normaliser is at
-    least n. The mask multiplies the exponentials (0 hides a key).
+    least n. The mask multiplies the exponentials (0 hides a key); a row with every key hidden leaves the domain.
     Domain: shifted scores in the domain of ``exp``, normaliser in that of ``reciprocal``.
     Error: the two realisations' together.
     Cost: one exp per score, one reciprocal per row (sites ``exp`` and ``normaliser``).
