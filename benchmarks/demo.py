@@ -10,12 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from secureattn import load_model, load_protocol
 from secureattn.commands import comparison, output, planning, profiling
 from secureattn.ledger import LAN, WAN, Ledger, breakdown_table, machine, network_table, region_table, write_plot
-from secureattn.nn.model import load_model
 from secureattn.plan import make_plan
-from secureattn.protocol import load_protocol
-from secureattn.resources import find
 
 MODEL = "digits-vit"
 PROTOCOLS = ("power-softmax-ckks", "power-softmax-mpc")
@@ -39,10 +37,10 @@ def main() -> None:
 
 def run(protocol: str, samples: int | None, console: Console) -> Ledger:
     """One protocol: its plan, the three-way comparison, the breakdown of the encrypted run."""
-    model = load_model(find("models", MODEL))
+    model = load_model(MODEL)
     inputs, labels = model.samples(samples)
     with output.progress() as tell:
-        plan = make_plan(model, load_protocol(find("protocols", protocol)), samples=len(inputs))
+        plan = make_plan(model, load_protocol(protocol), samples=len(inputs))
         compared = comparison.compare(plan, inputs, labels, tell)
     ledger = compared.encrypted.ledger
     console.rule(f"{MODEL} · {protocol}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secureattn import __version__
+from secureattn import __version__, load_model, load_protocol
 from secureattn.errors import SecureAttnError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _plan(options: Options) -> None:
 
     output.writable(options.json)
     with output.progress() as tell:
-        plan = _planned(options, options.batch, tell)
+        plan = _make_plan(*_named(options), options.batch, tell)
     planning.show(plan, output.stdout())
     if options.json:
         output.write_json(options.json, planning.document(plan))
@@ -175,15 +175,7 @@ def _infer(options: Options) -> None:
 
 
 def _named(options: Options) -> tuple[Model, Protocol]:
-    from secureattn.nn.model import load_model
-    from secureattn.protocol import load_protocol
-    from secureattn.resources import find
-
-    return load_model(find("models", options.model)), load_protocol(find("protocols", options.protocol))
-
-
-def _planned(options: Options, samples: int, tell: Progress) -> Plan:
-    return _make_plan(*_named(options), samples, tell)
+    return load_model(options.model), load_protocol(options.protocol)
 
 
 def _make_plan(model: Model, protocol: Protocol, samples: int, tell: Progress) -> Plan:

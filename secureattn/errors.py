@@ -2,6 +2,13 @@
 
 from collections.abc import Iterable
 
+INSTALL = {
+    "plaintext": "pip install torch",
+    "ckks": "pip install tenseal zstandard cryptography",
+    "crypten": "pip install omegaconf pyyaml cryptography && pip install --no-deps crypten==0.4.1",
+}
+"""Engine → the command that brings what it needs."""
+
 
 class SecureAttnError(Exception):
     """Base of every error this library raises on purpose; the command line prints it as one line."""

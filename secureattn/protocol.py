@@ -10,7 +10,7 @@ from typing import Any
 
 from secureattn.approx import FUNCTIONS, Realisation, exact, realise, violations
 from secureattn.backends.crypten.parameters import MpcParameters
-from secureattn.errors import ProtocolError
+from secureattn.errors import ProtocolError, SecureAttnError
 from secureattn.nn.model import Model
 
 if sys.version_info >= (3, 11):
@@ -62,7 +62,7 @@ class Protocol:
                 continue
             try:
                 made[site] = realise(function, self.functions[function], model.ranges.domains[site])
-            except Exception as error:
+            except SecureAttnError as error:
                 wrong.append(f"{site}: {error}")
         if wrong:
             raise ProtocolError(f"protocol {self.name} cannot serve model {model.config.name}", wrong)

@@ -22,15 +22,14 @@ from secureattn.events import Recorder
 
 
 class SymbolicCkks(CkksBackend):
-    """A CKKS evaluator that computes nothing. ``schedule`` None means: refresh at every point."""
+    """A CKKS evaluator that computes nothing."""
 
     def __init__(
-        self, parameters: CkksParameters, *, tokens: int, schedule: Collection[str] | None = (), refresh: bool = True
+        self, parameters: CkksParameters, *, tokens: int, schedule: Collection[str] = (), refresh: bool = True
     ) -> None:
         machine = Machine(parameters, NullDevice(), Recorder(modelled=True))
         refresher = MaskedRefresh(machine, None) if refresh else None
-        points = Everywhere() if schedule is None else schedule
-        super().__init__(machine, tokens=tokens, schedule=points, refresher=refresher)
+        super().__init__(machine, tokens=tokens, schedule=schedule, refresher=refresher)
         self.output: BatchTensor
 
     def input(self, shape: tuple[int, int, int]) -> BatchTensor:
@@ -38,13 +37,6 @@ class SymbolicCkks(CkksBackend):
         parameters = self.machine.parameters
         fresh = Cipher(parameters.levels, parameters.scales[-1], 2, None)
         return self.tensor([fresh] * shape[2], shape)
-
-
-class Everywhere(frozenset[str]):
-    """A schedule that holds every refresh point."""
-
-    def __contains__(self, point: object) -> bool:
-        return True
 
 
 class SymbolicMpc(MpcBackend):

@@ -11,13 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from secureattn.commands.planning import parameters
+from secureattn.commands.planning import heading, parameters, show_trust
 from secureattn.events import PHASES
 from secureattn.ledger import phase_table, units
 from secureattn.plan import Plan
 from secureattn.runs import Array, Progress, Run, agreement, clear_run, execute
-
-PLAINTEXT = "plaintext"
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,7 @@ class Comparison:
         """As JSON, schema 1."""
         seconds = self.encrypted.seconds()
         return {
-            "schema": 1,
-            "model": self.plan.model.config.name,
-            "protocol": self.plan.protocol.name,
-            "engine": self.plan.protocol.engine,
-            "samples": len(self.labels),
-            "parameters": parameters(self.plan),
+            **heading(self.plan),
             "accuracy": {
                 "exact": self.accuracy(self.exact),
                 "clear": self.accuracy(self.clear),
@@ -61,8 +54,6 @@ class Comparison:
             "escapes": dict(self.clear.escapes),
             "seconds": {name: seconds.get(name) for name in (*PHASES, "total")},
             "changes_model": self.plan.protocol.changes_model,
-            "trust": self.plan.protocol.trust,
-            "warnings": list(self.plan.warnings),
         }
 
 
@@ -77,8 +68,8 @@ def show(c: Comparison, console: Console) -> None:
     """Print the three columns as rows, the phases, and what they rest on."""
     console.print(f"[bold]{c.plan.title}[/bold], {len(c.labels)} samples, engine {c.plan.protocol.engine}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("run", "accuracy", "agrees with exact", "agrees with clear", "max |error| of scores"):
-        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for column in ("run", "accuracy", "agrees with exact", "agrees with clear", "max |error| of scores"):
+        table.add_column(column, justify="left" if column == "run" else "right")
     table.add_row("exact", f"{c.accuracy(c.exact):.2%}", units.UNKNOWN, units.UNKNOWN, units.UNKNOWN)
     rows = (("clear", c.clear, c.exact, "approximation"), ("encrypted", c.encrypted, c.clear, "encryption"))
     for name, run, reference, what in rows:
@@ -104,9 +95,7 @@ def show_basis(plan: Plan, console: Console) -> None:
         console.print("parameters: " + ", ".join(f"{k.replace('_', ' ')} {_shown(v)}" for k, v in known.items()))
     if plan.protocol.changes_model:
         console.print("this protocol computes another function than the model's own")
-    console.print(f"trust: {plan.protocol.trust}")
-    for warning in plan.warnings:
-        console.print(f"[bold]warning: {warning}[/bold]")
+    show_trust(plan, console)
 
 
 def _shown(value: object) -> str:

@@ -10,28 +10,25 @@ from rich.table import Table
 
 from secureattn import __version__
 from secureattn.commands.output import stdout
+from secureattn.errors import INSTALL
 from secureattn.ledger import machine
 from secureattn.ledger.machine import in_words
 from secureattn.resources import names
 
-_CRYPTEN = "pip install --no-deps crypten==0.4.1"
-ENGINES = {
-    "plaintext": (("torch",), "pip install torch"),
-    "ckks": (("tenseal", "zstandard", "cryptography"), "pip install tenseal zstandard cryptography"),
-    "crypten": (
-        ("crypten", "omegaconf", "yaml", "cryptography"),
-        f"pip install omegaconf pyyaml cryptography && {_CRYPTEN}",
-    ),
+MODULES = {
+    "plaintext": ("torch",),
+    "ckks": ("tenseal", "zstandard", "cryptography"),
+    "crypten": ("crypten", "omegaconf", "yaml", "cryptography"),
 }
-"""Engine → the modules it needs, and the command that brings them."""
+"""Engine → the modules it needs."""
 
 
 def describe() -> dict[str, Any]:
     """Versions, machine, engines, models, protocols."""
     engines = {}
-    for name, (modules, command) in ENGINES.items():
+    for name, modules in MODULES.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        engines[name] = {"ready": not missing, "missing": missing, "command": command if missing else None}
+        engines[name] = {"ready": not missing, "missing": missing, "command": INSTALL[name] if missing else None}
     return {
         "schema": 1,
         "version": __version__,

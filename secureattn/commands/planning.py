@@ -41,20 +41,24 @@ def parameters(plan: Plan) -> dict[str, Any]:
     return {"security_bits": None}
 
 
-def document(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON."""
-    made: dict[str, Any] = {
+def heading(plan: Plan) -> dict[str, Any]:
+    """What every JSON document of a plan or its run starts with, schema 1."""
+    return {
         "schema": 1,
         "model": plan.model.config.name,
         "protocol": plan.protocol.name,
         "engine": plan.protocol.engine,
         "samples": plan.samples,
         "parameters": parameters(plan),
-        "functions": {site: _function(plan, site) for site in plan.realisations},
         "trust": plan.protocol.trust,
         "warnings": list(plan.warnings),
-        **to_json(plan.ledger),
     }
+
+
+def document(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON."""
+    functions = {site: _function(plan, site) for site in plan.realisations}
+    made = {**heading(plan), "functions": functions, **to_json(plan.ledger)}
     if plan.ckks is not None:
         c = plan.ckks
         made["ckks"] = {
@@ -78,9 +82,7 @@ def _function(plan: Plan, site: str) -> dict[str, Any]:
 def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN)) -> None:
     """Print it."""
     console.print(f"[bold]{plan.title}[/bold], {plan.samples} samples, engine {plan.protocol.engine}")
-    console.print(f"trust: {plan.protocol.trust}")
-    for warning in plan.warnings:
-        console.print(f"[bold]warning: {warning}[/bold]")
+    show_trust(plan, console)
     console.print(_functions(plan))
     if plan.ckks is not None:
         _show_ckks(plan, plan.ckks, console)
@@ -89,6 +91,13 @@ def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN
         console.print(network_table(plan.ledger, networks))
         shown = {phase: units.seconds(s) for phase, s in plan.mpc.seconds.items() if s}
         console.print("predicted (all parties and the dealer on two cores): " + _listed(shown))
+
+
+def show_trust(plan: Plan, console: Console) -> None:
+    """Who is trusted, and what a report must warn of."""
+    console.print(f"trust: {plan.protocol.trust}")
+    for warning in plan.warnings:
+        console.print(f"[bold]warning: {warning}[/bold]")
 
 
 def _show_ckks(plan: Plan, c: CkksPlan, console: Console) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from secureattn.commands.comparison import show_basis
 from secureattn.commands.output import whole
-from secureattn.commands.planning import parameters
+from secureattn.commands.planning import heading
 from secureattn.errors import EngineError, InputError
 from secureattn.ledger import (
     Network,
@@ -33,15 +33,8 @@ from secureattn.runs import Run
 def document(plan: Plan, run: Run, networks: Sequence[Network]) -> dict[str, Any]:
     """The profile as JSON, schema 1."""
     return {
-        "schema": 1,
-        "model": plan.model.config.name,
-        "protocol": plan.protocol.name,
-        "engine": plan.protocol.engine,
-        "samples": plan.samples,
+        **heading(plan),
         "machine": machine(),
-        "parameters": parameters(plan),
-        "trust": plan.protocol.trust,
-        "warnings": list(plan.warnings),
         "networks": {network.name: {"modelled_seconds": network_seconds(run.ledger, network)} for network in networks},
         **to_json(run.ledger),
     }

@@ -58,6 +58,18 @@ class Folded:
     layers: tuple[FoldedLayer, ...]
     head: Linear
 
+    def functions(self) -> dict[str, Realisation]:
+        """Site → the function that serves it, on the folded argument (the sites of ``ModelConfig.sites``)."""
+        parts = {
+            "attention/norm": "attention_norm",
+            "attention/exp": "exp",
+            "attention/normaliser": "normaliser",
+            "ffn/norm": "ffn_norm",
+            "ffn/gelu": "gelu",
+        }
+        served = {f"layer.{i}/{s}": getattr(x, p) for i, x in enumerate(self.layers) for s, p in parts.items()}
+        return {site: function for site, function in served.items() if function is not None}
+
 
 def fold(config: ModelConfig, weights: Weights, realisations: Mapping[str, Realisation]) -> Folded:
     """Fold a model's weights for the realisations that will serve its sites (see ``ModelConfig.sites``)."""
@@ -71,13 +83,13 @@ def fold(config: ModelConfig, weights: Weights, realisations: Mapping[str, Reali
 
 
 def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str, Realisation], i: int) -> FoldedLayer:
-    at, sites = f"layer.{i}", f"layer.{i}"
+    at = f"layer.{i}"
     linear = {
         part: Linear(weights[f"{at}.{part}.weight"], weights[f"{at}.{part}.bias"])
         for part in ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.in", "ffn.out")
     }
-    normaliser, epsilon, score_factor = _fold_normaliser(config, realisations[f"{sites}/attention/normaliser"])
-    gelu, gelu_slope, gelu_shift = _fold_affine(realisations[f"{sites}/ffn/gelu"])
+    normaliser, epsilon, score_factor = _fold_normaliser(config, realisations[f"{at}/attention/normaliser"])
+    gelu, gelu_slope, gelu_shift = _fold_affine(realisations[f"{at}/ffn/gelu"])
     query = linear["attention.query"]
     scale = score_factor / config.head_width**0.5
     query = Linear(query.weight * scale, query.bias * scale)
@@ -89,9 +101,9 @@ def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str
         output=linear["attention.output"],
         ffn_in=Linear(ffn_in.weight * gelu_slope, ffn_in.bias * gelu_slope + gelu_shift),
         ffn_out=linear["ffn.out"],
-        attention_norm=_fold_norm(config, realisations.get(f"{sites}/attention/norm")),
-        ffn_norm=_fold_norm(config, realisations.get(f"{sites}/ffn/norm")),
-        exp=realisations.get(f"{sites}/attention/exp"),
+        attention_norm=_fold_norm(config, realisations.get(f"{at}/attention/norm")),
+        ffn_norm=_fold_norm(config, realisations.get(f"{at}/ffn/norm")),
+        exp=realisations.get(f"{at}/attention/exp"),
         normaliser=normaliser,
         gelu=gelu,
         attention_epsilon=epsilon,

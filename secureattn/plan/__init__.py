@@ -11,7 +11,7 @@ from secureattn.approx import Realisation
 from secureattn.errors import CapabilityError, PlanError
 from secureattn.nn.model import Model
 from secureattn.plan.base import CkksPlan, MpcPlan, Plan, party_name
-from secureattn.plan.ckks import HIDING_BITS, Progress, finish_outputs, plan_ckks
+from secureattn.plan.ckks import HIDING_BITS, Progress, plan_ckks
 from secureattn.plan.mpc import plan_mpc, run_symbolic_party
 from secureattn.protocol import Protocol
 
@@ -20,7 +20,6 @@ __all__ = [
     "CkksPlan",
     "MpcPlan",
     "Plan",
-    "finish_outputs",
     "make_plan",
     "party_name",
     "run_symbolic_party",

@@ -9,7 +9,7 @@ from secureattn.approx import Realisation
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.events import Recorder
-from secureattn.ledger import Ledger, Party
+from secureattn.ledger import Ledger
 from secureattn.nn.fold import Folded, fold
 from secureattn.nn.model import Model
 from secureattn.protocol import Protocol
@@ -40,7 +40,12 @@ class MpcPlan:
     """Every party's run over all samples at once."""
 
     recorders: tuple[Recorder, ...]
-    seconds: Mapping[str, float]
+    ledger: Ledger
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Predicted seconds by phase, and their total."""
+        return {**self.ledger.phases, "total": self.ledger.seconds}
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,9 @@ class Plan:
         """What the run is modelled to cost; under CKKS, one batch of it."""
         if self.ckks is not None:
             return Ledger.of(self.ckks.recorder, name=self.title, engine="ckks")
-        recorders = self.mpc.recorders if self.mpc is not None else ()
-        parties = tuple(Party.of(party_name(rank), recorder) for rank, recorder in enumerate(recorders))
-        return Ledger(self.title, self.protocol.engine, parties, measured=False)
+        if self.mpc is not None:
+            return self.mpc.ledger
+        return Ledger(self.title, self.protocol.engine, (), measured=False)
 
     def folded(self, *, weights: bool = True) -> Folded:
         """The program; without weights it has zeros of the right shapes, for whoever may not see them."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
-from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import BatchTensor
 from secureattn.backends.ckks.costs import key_generation_s
 from secureattn.backends.ckks.machine import OutOfLevels
@@ -25,38 +24,42 @@ Progress = Callable[[str], None]
 
 
 def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
+    """The plan with the least predicted seconds; OutOfLevels or PlanError where no ring holds the program."""
     folded, scale_bits = draft.folded(weights=True), draft.protocol.ckks.scale_bits
-    depth = _depth(draft, folded)
+    probe = _probe(draft, folded)
+    depth = Unlimited.levels - probe.output.level
+    rings = [ring for ring in RINGS if ring // 2 >= probe.tokens]
     if draft.protocol.ckks.refresh == "none":
-        return _without_refresh(draft, folded, depth, scale_bits)
+        return _without_refresh(draft, folded, depth, rings)
     best: CkksPlan | None = None
     failure: OutOfLevels | None = None
-    for ring in RINGS:
+    for ring in rings:
         parameters = chain(ring, min(most_levels(ring, scale_bits), max(depth, 1)), scale_bits)
-        if best is not None and _floor_s(draft, parameters) > best.seconds["total"]:
+        if best is not None and _floor_s(parameters) > best.seconds["total"]:
             continue
         progress(f"choosing refresh points at ring degree {ring}")
         try:
-            found = _with_refresh(draft, folded, depth, parameters)
+            found = _with_refresh(draft, folded, depth, parameters, frozenset(probe.refresh_points))
         except OutOfLevels as error:
             failure = error
-            continue
-        except PlanError:
             continue
         if best is None or found.seconds["total"] < best.seconds["total"]:
             best = found
     if best is None:
-        raise failure or PlanError(
-            f"{draft.model.config.name}: no ring up to {RINGS[-1]} holds {_tokens(draft)} tokens"
-        )
+        assert failure is not None
+        raise failure
     return best
 
 
-def _without_refresh(draft: Plan, folded: Folded, depth: int, scale_bits: int) -> CkksPlan:
+def _probe(draft: Plan, folded: Folded) -> SymbolicCkks:
+    """A run with more levels than anything needs: it shows the program's depth and where refreshes are possible."""
+    parameters = cast(CkksParameters, Unlimited(RINGS[-1]))
+    return _run(draft, folded, parameters, frozenset(), refresh=False)
+
+
+def _without_refresh(draft: Plan, folded: Folded, depth: int, rings: list[int]) -> CkksPlan:
     """The smallest ring and the fewest levels that hold the whole program."""
-    rings = [ring for ring in RINGS if ring // 2 >= _tokens(draft)]
-    if not rings:
-        raise PlanError(f"{_tokens(draft)} tokens need more slots than the largest ring has, {RINGS[-1] // 2}")
+    scale_bits = draft.protocol.ckks.scale_bits
     for ring in rings:
         # Sums of unequal scales may cost a level that the probe for depth, whose scales all agree, did not see.
         for levels in range(depth, most_levels(ring, scale_bits) + 1):
@@ -78,12 +81,11 @@ def _without_refresh(draft: Plan, folded: Folded, depth: int, scale_bits: int) -
     )
 
 
-def _with_refresh(draft: Plan, folded: Folded, depth: int, parameters: CkksParameters) -> CkksPlan:
+def _with_refresh(
+    draft: Plan, folded: Folded, depth: int, parameters: CkksParameters, points: frozenset[str]
+) -> CkksPlan:
     """Start with a refresh at every point, then leave out, largest first, each one that is not worth its cost."""
-    backend = _run(draft, folded, parameters, None)
-    schedule = frozenset(backend.refresh_points)
-    hidden = {p: _hiding_bits(draft, parameters, p) for p in schedule}
-    schedule = frozenset(p for p in schedule if hidden[p] >= HIDING_BITS)
+    schedule = frozenset(p for p in points if _hiding_bits(draft, parameters, p) >= HIDING_BITS)
     backend = _run(draft, folded, parameters, schedule)
     changed = True
     while changed:
@@ -99,7 +101,7 @@ def _with_refresh(draft: Plan, folded: Folded, depth: int, parameters: CkksParam
 
 
 def _run(
-    draft: Plan, folded: Folded, parameters: CkksParameters, schedule: frozenset[str] | None, *, refresh: bool = True
+    draft: Plan, folded: Folded, parameters: CkksParameters, schedule: frozenset[str], *, refresh: bool = True
 ) -> SymbolicCkks:
     config = draft.model.config
     backend = SymbolicCkks(parameters, tokens=config.tokens, schedule=schedule, refresh=refresh)
@@ -107,7 +109,7 @@ def _run(
     with backend.recorder.phase("online"):
         x = backend.input((min(draft.samples, backend.batch), config.tokens, config.features))
         backend.output = cast(BatchTensor, network(x))
-        finish_outputs(backend, backend.output)
+        backend.rerandomised(backend.output)
     return backend
 
 
@@ -120,12 +122,6 @@ def _count_transfers(draft: Plan, parameters: CkksParameters, backend: SymbolicC
     with recorder.phase("decrypt"), recorder.op("decrypt"):
         backend.machine.count("decryptions", backend.output.level, outputs)
         recorder.primitive("bytes_sent", times=outputs * stored_bytes(parameters, backend.output.level))
-
-
-def finish_outputs(backend: CkksBackend, output: Any) -> list[Any]:
-    """What the evaluator does to results before they leave: rerandomise each."""
-    with backend.recorder.op("rerandomise"):
-        return [backend.machine.rerandomised(part) for part in output.parts.flat]
 
 
 def _finished(draft: Plan, depth: int, parameters: CkksParameters, backend: SymbolicCkks) -> CkksPlan:
@@ -192,16 +188,6 @@ def _hiding_bits_run(
     return -math.log2(sum(batches * backend.refresh_points[p] * coefficients * 2.0 ** -bits[p] for p in bits))
 
 
-def _depth(draft: Plan, folded: Folded) -> int:
-    parameters = cast(CkksParameters, Unlimited(RINGS[-1]))
-    backend = _run(draft, folded, parameters, frozenset(), refresh=False)
-    return parameters.levels - int(backend.output.level)
-
-
-def _floor_s(draft: Plan, parameters: CkksParameters) -> float:
+def _floor_s(parameters: CkksParameters) -> float:
     """Less than any plan on these parameters can cost: its keys alone."""
     return 2 * key_generation_s(parameters.ring_degree, parameters.levels + 2)
-
-
-def _tokens(draft: Plan) -> int:
-    return draft.model.config.tokens

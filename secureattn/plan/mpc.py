@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from secureattn.backends.symbolic import SymbolicMpc
+from secureattn.ledger import Ledger, Party
 from secureattn.nn.encoder import Encoder
-from secureattn.plan.base import MpcPlan, Plan
+from secureattn.plan.base import MpcPlan, Plan, party_name
 
 
 def plan_mpc(draft: Plan) -> MpcPlan:
+    """Every party's modelled run."""
     recorders = tuple(run_symbolic_party(draft, rank).recorder for rank in range(draft.protocol.mpc.parties))
-    seconds = {
-        phase: max(r.seconds(phase) for r in recorders)
-        for phase in ("setup", "encrypt", "offline", "online", "decrypt")
-    }
-    return MpcPlan(recorders, {**seconds, "total": sum(seconds.values())})
+    parties = tuple(Party.of(party_name(rank), recorder) for rank, recorder in enumerate(recorders))
+    return MpcPlan(recorders, Ledger(draft.title, draft.protocol.engine, parties, measured=False))
 
 
 def run_symbolic_party(plan: Plan, rank: int) -> SymbolicMpc:

@@ -28,10 +28,6 @@ def execute(plan: Plan, inputs: Any, *, progress: Progress | None = None, trace:
 def require(engine: str) -> None:
     """EngineError, with the command that helps, if the engine's library is missing."""
     _engine(engine)
-    if engine == "crypten":
-        from secureattn.backends.crypten.install import load_crypten
-
-        load_crypten()
 
 
 def _engine(name: str) -> Callable[[Plan, Array, Progress, bool], Run]:
@@ -41,8 +37,10 @@ def _engine(name: str) -> Callable[[Plan, Array, Progress, bool], Run]:
 
         return ckks.run
     if name == "crypten":
+        from secureattn.backends.crypten.install import load_crypten
         from secureattn.runs import mpc
 
+        load_crypten()  # its parties are other processes: missing here, it is missing there
         return mpc.run
     from secureattn.runs import plaintext
 

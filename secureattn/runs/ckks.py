@@ -16,7 +16,7 @@ from secureattn.errors import EngineError, InputError
 from secureattn.events import Event, Recorder
 from secureattn.ledger import Ledger
 from secureattn.nn.encoder import Encoder
-from secureattn.plan import CkksPlan, Plan, finish_outputs
+from secureattn.plan import CkksPlan, Plan
 from secureattn.runs.result import Array, Progress, Run
 
 
@@ -69,7 +69,7 @@ class Server:
             output: Any = self.network(self.backend.tensor(ciphers, shape))
         finally:
             self.backend.refresher = None  # the way to the key owner is open for the length of one query only
-        finished = finish_outputs(self.backend, output)
+        finished = self.backend.rerandomised(output)
         with self.machine.recorder.op("save"):
             return [device.save(cipher.data) for cipher in finished]
 

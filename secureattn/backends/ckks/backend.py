@@ -112,6 +112,11 @@ class CkksBackend:
         t = np.arange(self.tokens)
         return np.stack([square[:, t, (t + r) % self.tokens] for r in range(self.tokens)], axis=1)
 
+    def rerandomised(self, output: BatchTensor) -> list[Cipher]:
+        """What leaves the evaluator as a result: every part under fresh randomness."""
+        with self.recorder.op("rerandomise"):
+            return [self.machine.rerandomised(part) for part in output.parts.flat]
+
     # ---- refresh --------------------------------------------------------------------------------------------
 
     def refresh(self, site: str, x: BatchTensor) -> Parts | None:

@@ -158,7 +158,7 @@ class BatchTensor(Tensor):
             if self.parts.shape != other.parts.shape:
                 raise InputError(f"inner needs equal widths, got {list(self.shape)} and {list(other.shape)}")
             parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
-            left = self._valid_parts()
+            left = self._valid_parts
             right = left if self is other else other.parts
             for h in range(self.parts.shape[0]):
                 parts[h, 0] = machine.finish(machine.sum_of_products(list(zip(left[h], right[h], strict=True))))
@@ -170,7 +170,7 @@ class BatchTensor(Tensor):
             shape = tuple(1 if i == axis else n for i, n in enumerate(self.shape))
             if axis == len(self.shape) - 1:
                 parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
-                for h, row in enumerate(self._valid_parts()):
+                for h, row in enumerate(self._valid_parts):
                     parts[h, 0] = functools.reduce(self.machine.add, row)
                 return self._made(parts, shape, diagonals=False)
             if axis == len(self.shape) - 2 and not self.diagonals:
@@ -243,7 +243,7 @@ class BatchTensor(Tensor):
         features = heads * width
         baby = baby_steps(tokens, lambda b: (b + 2 * (tokens // b) - 2) * features + heads * (tokens - b))
         with self._op("mix"):
-            weights = self._valid_parts()
+            weights = self._valid_parts
             level = machine.require(min(weights[0, 0].level, v.level), "a product")
             low = v._dropped(level)
             values = [low._rotated(i) for i in range(baby)]
@@ -271,8 +271,9 @@ class BatchTensor(Tensor):
     def _rotate_part(self, a: Cipher, tokens: int) -> Cipher:
         return self.machine.rotate(a, tokens * self.backend.batch)
 
+    @functools.cached_property
     def _valid_parts(self) -> Parts:
-        """Parts with what belongs to padded keys set to zero: one level, only where there is padding."""
+        """Parts with what belongs to padded keys set to zero: one level, only where there is padding, made once."""
         if not (self.diagonals and self.backend.padded):
             return self.parts
         tokens, keys = self.backend.tokens, self.shape[-1]

@@ -16,15 +16,14 @@ import numpy.typing as npt
 from secureattn.backends.ckks import residues as ring
 from secureattn.backends.ckks import wire
 from secureattn.backends.ckks.parameters import CkksParameters
-from secureattn.errors import EngineError, InputError
+from secureattn.errors import INSTALL, EngineError, InputError
 
 try:
     import zstandard
     from tenseal import sealapi
 except ModuleNotFoundError as error:
     raise EngineError(
-        f"the ckks engine needs the Python package {error.name!r}, which is not installed; run pip install tenseal "
-        "zstandard cryptography"
+        f"the ckks engine needs the Python package {error.name!r}, which is not installed; run {INSTALL['ckks']}"
     ) from error
 
 __all__ = ["Ciphertext", "Ring", "Slots", "sealapi"]

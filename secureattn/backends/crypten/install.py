@@ -8,10 +8,9 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-from secureattn.errors import EngineError
+from secureattn.errors import INSTALL, EngineError
 
 _CONVERTER = "crypten.nn.onnx_converter"
-_REMEDY = "pip install --no-deps crypten==0.4.1, then pip install omegaconf pyyaml"
 
 
 def load_crypten() -> Any:
@@ -29,7 +28,8 @@ def load_crypten() -> Any:
     except ModuleNotFoundError as missing:
         sys.modules.pop(_CONVERTER, None)
         raise EngineError(
-            f"the crypten engine needs the Python package {missing.name!r}, which is not installed; run {_REMEDY}"
+            f"the crypten engine needs the Python package {missing.name!r}, which is not installed; "
+            f"run {INSTALL['crypten']}"
         ) from missing
 
 
