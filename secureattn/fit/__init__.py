@@ -6,21 +6,33 @@ on ``[a, b]``. Functions take and return arrays of float64.
 
 from __future__ import annotations
 
+from secureattn.fit.extension import Extension, extend
+from secureattn.fit.fourier import FourierFit, fourier_extension
 from secureattn.fit.interpolation import chebyshev, chebyshev_to_monomial, evaluate_chebyshev
-from secureattn.fit.intervals import Array, Domain, Function
-from secureattn.fit.measure import DEPTH_EDGES, degree_for, max_error
-from secureattn.fit.minimax import Parity, remez
+from secureattn.fit.intervals import Array, Domain, Function, Parity
+from secureattn.fit.measure import DEPTH_EDGES, Method, degree_for, max_error
+from secureattn.fit.minimax import ConvergenceError, remez
+from secureattn.fit.sign import ODD_PRODUCTS, CompositeSign, composite_sign
 
 __all__ = [
     "DEPTH_EDGES",
+    "ODD_PRODUCTS",
     "Array",
+    "CompositeSign",
+    "ConvergenceError",
     "Domain",
+    "Extension",
+    "FourierFit",
     "Function",
+    "Method",
     "Parity",
     "chebyshev",
     "chebyshev_to_monomial",
+    "composite_sign",
     "degree_for",
     "evaluate_chebyshev",
+    "extend",
+    "fourier_extension",
     "max_error",
     "remez",
 ]

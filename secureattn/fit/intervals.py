@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from secureattn.errors import InputError
 Array = npt.NDArray[np.float64]
 Function = Callable[[Array], npt.ArrayLike]
 Domain = tuple[float, float]
+Parity = Literal["even", "odd"]
 
 
 def check(domain: Domain, degree: int) -> None:
@@ -21,6 +23,22 @@ def check(domain: Domain, degree: int) -> None:
         raise InputError(f"a domain needs two finite ends in ascending order, got {show(domain)}")
     if degree < 0 or degree != int(degree):
         raise InputError(f"a polynomial needs a whole degree of at least 0, got {degree}")
+
+
+def check_parity(name: str, f: Function, domain: Domain, parity: Parity, gap: float = 0.0) -> None:
+    """Refuse a parity that the domain does not have, or the function where ``|x| ≥ gap``."""
+    if parity not in ("even", "odd"):
+        raise InputError(f'{name} needs parity "even", "odd" or None, got {parity!r}')
+    a, b = domain
+    if a != -b:
+        raise InputError(f"{name}(parity={parity!r}) needs a domain [−a, a], got {show(domain)}")
+    if not 0 <= gap < b:
+        raise InputError(f"{name} needs a gap from 0 to below {b:g}, got {gap:g}")
+    x = gap + (b - gap) * np.sin(np.pi * np.arange(1, 102) / 202)
+    values, mirrored = values_of(f, x), values_of(f, -x)
+    off = np.max(np.abs(values - mirrored if parity == "even" else values + mirrored))
+    if off > 1e-9 * np.max(np.abs(values)):
+        raise InputError(f"{name}(parity={parity!r}) needs such a function, got one that is off by {off:.2g}")
 
 
 def show(domain: Domain) -> str:

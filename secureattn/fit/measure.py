@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from secureattn.fit.intervals import (
     values_of,
     weights_of,
 )
+from secureattn.fit.minimax import ConvergenceError, remez
+
+Method = Literal["chebyshev", "remez"]
 
 DEPTH_EDGES = (3, 7, 15, 31, 63, 127)
 """Degrees 2^k − 1: the largest that a polynomial of depth k can have."""
@@ -55,12 +59,20 @@ def max_error(f: Function, evaluate: Function, domain: Domain, *, relative: bool
 
 
 def degree_for(
-    f: Function, domain: Domain, error: float, *, relative: bool = False, degrees: Sequence[int] = DEPTH_EDGES
+    f: Function,
+    domain: Domain,
+    error: float,
+    *,
+    relative: bool = False,
+    degrees: Sequence[int] = DEPTH_EDGES,
+    method: Method = "chebyshev",
 ) -> int:
-    """The smallest of ``degrees`` whose Chebyshev interpolant of ``f`` errs by no more than ``error`` on the domain.
+    """The smallest of ``degrees`` whose polynomial for ``f`` errs by no more than ``error`` on the domain.
 
-    Formula: degree ``2^k − 1`` costs depth ``k``, so only these are tried unless others are named.
-    Domain: as for ``chebyshev``; as for ``max_error`` if ``relative``.
+    Formula: degree ``2^k − 1`` costs depth ``k``, so only these are tried unless others are named. The polynomial is
+    the Chebyshev interpolant or, with ``method="remez"``, the minimax; a degree at which Remez does not converge counts
+    as one that does not reach the error.
+    Domain: as for ``chebyshev`` or ``remez``; as for ``max_error`` if ``relative``.
     Error: as ``max_error`` measures it; if no degree reaches it, that is an error that names the best.
     Cost: one fit and one measurement per degree tried.
     """
@@ -68,9 +80,17 @@ def degree_for(
         raise InputError(f"degree_for needs a positive error to aim at, got {error}")
     if not degrees:
         raise InputError("degree_for needs degrees to choose from, got none")
-    best, best_degree = math.inf, 0
+    if method not in ("chebyshev", "remez"):
+        raise InputError(f'degree_for needs method "chebyshev" or "remez", got {method!r}')
+    best, best_degree = math.inf, min(degrees)
     for degree in sorted(degrees):
-        coefficients = chebyshev(f, domain, degree)
+        try:
+            if method == "chebyshev":
+                coefficients = chebyshev(f, domain, degree)
+            else:
+                coefficients, _ = remez(f, domain, degree, relative=relative)
+        except ConvergenceError:
+            continue
         measured = max_error(f, partial(evaluate_chebyshev, coefficients, domain=domain), domain, relative=relative)
         if measured <= error:
             return degree

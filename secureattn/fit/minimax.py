@@ -1,10 +1,9 @@
-"""The best polynomial: Remez' exchange, in t ∈ [−1, 1], or [0, 1] where a parity gives the other half."""
+"""The best polynomial: Remez' exchange, in t ∈ [−1, 1], or [gap, 1] where a parity gives the other half."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,9 @@ from secureattn.fit.intervals import (
     Array,
     Domain,
     Function,
+    Parity,
     check,
+    check_parity,
     climb,
     extrema_grid,
     show,
@@ -24,30 +25,39 @@ from secureattn.fit.intervals import (
     weights_of,
 )
 
-Parity = Literal["even", "odd"]
-
 _EPS = float(np.finfo(np.float64).eps)
 
 
+class ConvergenceError(InputError):
+    """The exchange found no level error; another degree, or interpolation, may serve."""
+
+
 def remez(
-    f: Function, domain: Domain, degree: int, *, relative: bool = False, parity: Parity | None = None
+    f: Function,
+    domain: Domain,
+    degree: int,
+    *,
+    relative: bool = False,
+    parity: Parity | None = None,
+    gap: float = 0.0,
 ) -> tuple[Array, float]:
     """The polynomial with the smallest maximal error (minimax), and that error as measured on the domain.
 
     Formula: ``min_p max_x w(x)·|f(x) − p(x)|`` with ``w = 1``, or ``1/|f|`` if ``relative``; Remez' second algorithm
     levels the error until it alternates at one point more than there are coefficients.
     Domain: any finite ``[a, b]``; a ``parity`` needs ``[−a, a]`` and an even or odd ``f``, and keeps only such powers.
-    ``relative`` needs an ``f`` without zeros, save an odd one's at 0. Grows like ``|t|^degree`` outside.
+    ``relative`` needs an ``f`` without zeros, save an odd one's at 0. With a parity, ``|x| < gap`` may be left out, so
+    that ``f`` may jump there. Grows like ``|t|^degree`` outside.
     Error: optimal to 1e-6 of itself, or to rounding (about 1e-15·Σ|c_k|, times w) where that is more.
     Cost: per exchange one solve in ``degree³`` and about ``24·degree`` values of the polynomial; 3–10 exchanges.
     Source: Remez, 1934; exchange of all points as in Pachón and Trefethen, BIT 49 (2009), 721–741.
     """
     check(domain, degree)
-    problem = _Minimax(f, domain, degree, relative, parity)
+    problem = _Minimax(f, domain, degree, relative, parity, gap)
     problem.check_parity()
     grid = problem.sample(problem.grid())
     reference = problem.start()
-    gap = math.inf
+    unlevel = math.inf
     for _ in range(60):
         nodes = problem.sample(reference)
         try:
@@ -58,12 +68,12 @@ def remez(
         peak = float(np.max(np.abs(heights)))
         if peak - level <= 1e-6 * peak + problem.noise(coefficients, grid):
             return coefficients, peak
-        gap = min(gap, (peak - level) / peak)
+        unlevel = min(unlevel, (peak - level) / peak)
         if len(extrema) < len(reference):
             break
         reference = _alternation(extrema, heights, len(reference))
-    raise InputError(
-        f"remez(degree={degree}) on {show(domain)} did not converge: its error got level to {100 * gap:.2g} %; "
+    raise ConvergenceError(
+        f"remez(degree={degree}) on {show(domain)} did not converge: its error got level to {100 * unlevel:.2g} %; "
         "use chebyshev, another degree, or a domain where the function is smooth"
     )
 
@@ -91,6 +101,7 @@ class _Minimax:
     degree: int
     relative: bool
     parity: Parity | None
+    gap: float
 
     @property
     def orders(self) -> npt.NDArray[np.int64]:
@@ -100,33 +111,29 @@ class _Minimax:
         return np.arange(int(self.parity == "odd"), self.degree + 1, 2)
 
     def check_parity(self) -> None:
-        """Refuse a parity that the domain or the function does not have."""
+        """Refuse a parity that the domain or the function does not have, and a gap that is none."""
         if self.parity is None:
+            if self.gap:
+                raise InputError(f"remez(gap={self.gap:g}) needs a parity, got None")
             return
-        if self.parity not in ("even", "odd"):
-            raise InputError(f'remez needs parity "even", "odd" or None, got {self.parity!r}')
-        a, b = self.domain
-        if a != -b:
-            raise InputError(f"remez(parity={self.parity!r}) needs a domain [−a, a], got {show(self.domain)}")
+        check_parity("remez", self.f, self.domain, self.parity, self.gap)
         if not len(self.orders):
             raise InputError("remez(parity='odd') needs a degree of at least 1, got 0")
-        x = b * self.points(100)
-        values, mirrored = values_of(self.f, x), values_of(self.f, -x)
-        off = np.max(np.abs(values - mirrored if self.parity == "even" else values + mirrored))
-        if off > 1e-9 * np.max(np.abs(values)):
-            raise InputError(f"remez(parity={self.parity!r}) needs such a function, got one that is off by {off:.2g}")
 
     def points(self, n: int) -> Array:
         """n + 1 ascending points, dense at the ends, as extrema of a Chebyshev polynomial with the parity."""
         if self.parity is None:
             return extrema_grid(n)
+        if self.gap:
+            start = self.gap / self.domain[1]  # a polynomial in t², times t if odd: dense at the ends of t²
+            return np.clip(np.sqrt(start**2 + (1.0 - start**2) * (1.0 + extrema_grid(n)) / 2), start, 1.0)
         odd = int(self.parity == "odd")  # 0 is no point then: an odd polynomial has no error there
         return np.sin(np.pi * (2 * np.arange(n + 1) + odd) / (4 * n + 2 * odd))
 
     def grid(self) -> Array:
         """Where extrema are looked for: 24 points for each of them, and one close to a 0 that cannot be one."""
         t = self.points(24 * (self.degree + 2))
-        return np.r_[1e-4, t] if self.parity == "odd" else t
+        return np.r_[1e-4, t] if self.parity == "odd" and not self.gap else t
 
     def start(self) -> Array:
         """The first reference: skewed, as an even or odd function has no error to level on a symmetric one."""
