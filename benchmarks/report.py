@@ -7,7 +7,6 @@ up to date.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import re
 import shutil
@@ -15,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from secureattn.approx import FUNCTIONS, realise
+from secureattn.approx.attention import VARIANTS
+from secureattn.commands import approximations
 from secureattn.ledger import units
 from secureattn.ledger.machine import in_words
 
@@ -24,8 +24,6 @@ README = ROOT / "README.md"
 OUT = ROOT / "out"
 PROTOCOLS = ("power-softmax-ckks", "power-softmax-mpc")
 PHASES = ("setup", "keys", "encrypt", "offline", "online", "refresh", "decrypt")
-DOMAINS = {"gelu": (-4.0, 4.0), "exp": (-8.0, 0.0), "reciprocal": (1.0, 16.0), "rsqrt": (0.0625, 1.0)}
-OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("exp", "chebyshev"): {"degree": 7, "squarings": 2}}
 
 
 def main() -> int:
@@ -34,16 +32,21 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     text = README.read_text()
     if parser.parse_args().check:
-        current = replaced(text, "support", support_table()) == text
+        current = unmeasured(text) == text
         print("README.md is up to date" if current else "README.md is out of date: run python benchmarks/report.py")
         return 0 if current else 1
-    text = replaced(text, "support", support_table())
+    text = replaced(unmeasured(text), "atlas", atlas_table())
     text = replaced(text, "accuracy", accuracy_table())
     text = replaced(text, "profile", profile_table())
     text = replaced(text, "output", demo_output())
     README.write_text(text)
     shutil.copyfile(OUT / "demo.png", ROOT / "benchmarks" / "demo.png")
     return 0
+
+
+def unmeasured(text: str) -> str:
+    """The text with the tables that need no run."""
+    return replaced(replaced(text, "support", support_table()), "attention", attention_table())
 
 
 def replaced(text: str, name: str, table: str) -> str:
@@ -56,24 +59,39 @@ def replaced(text: str, name: str, table: str) -> str:
 
 
 def support_table() -> str:
-    """Every realisation, where it runs, its error and depth on a typical domain."""
+    """Every realisation on a typical domain: error, cost on each engine, source."""
     rows = [
-        "| function | realisation | plaintext | CKKS | shares | max error | on | depth |",
-        "|---|---|---|---|---|---|---|---|",
+        "| realisation | on | max error | runs on | levels | ct×ct | rounds | bytes | source |",
+        "|---|---|---|---|---:|---:|---:|---:|---|",
     ]
-    for function, module in FUNCTIONS.items():
-        for kind, build in module.REALISATIONS.items():
-            rows.append(_support_row(function, kind, build))
+    for shown in approximations.every():
+        one = shown.document()
+        domain = "[{:.3g}, {:.3g}]".format(*one["domain"])
+        label = shown.realisation.label if shown.realisation else f"{shown.function}({shown.kind})"
+        if "refused" in one:
+            rows.append(f"| {label} | {domain} | {one['refused']} | -- | -- | -- | -- | -- | |")
+            continue
+        error = "another function" if one["changes_model"] else f"{one['error']:.1e}{' rel.' * one['relative']}"
+        where = "all" if "ckks" in one["engines"] else "clear, shares"
+        counts = [units.number(one[name]) for name in ("depth", "products", "rounds")]
+        traffic = f"{one['bytes_sent'] + one['dealer_bytes']:.0f}"
+        rows.append(f"| {label} | {domain} | {error} | {where} | {' | '.join(counts)} | {traffic} | {one['source']} |")
     return "\n".join(rows) + "\n"
 
 
-def _support_row(function: str, kind: str, build: Any) -> str:
-    default = {"degree": 15} if "degree" in inspect.signature(build).parameters and kind == "chebyshev" else {}
-    made = realise(function, {"kind": kind, **OPTIONS.get((function, kind), default)}, DOMAINS[function])
-    ckks = "needs comparison" if made.needs_comparison else "yes"
-    error = "another function" if made.changes_model else f"{made.error:.1e}{' rel.' if made.relative else ''}"
-    domain = "[{:g}, {:g}]".format(*DOMAINS[function])
-    return f"| {function} | {made.label} | yes | {ckks} | yes | {error} | {domain} | {units.number(made.depth)} |"
+def attention_table() -> str:
+    """Every attention variant: its weights, what it needs, where it runs."""
+    rows = ["| attention | weights | needs | runs on | source |", "|---|---|---|---|---|"]
+    for variant in VARIANTS.values():
+        where = "all" if "ckks" in approximations.engines(variant.needs) else "clear, shares"
+        formula = variant.formula.replace("|", "\\|")
+        rows.append(f"| {variant.name} | {formula} | {variant.demands} | {where} | {variant.source} |")
+    return "\n".join(rows) + "\n"
+
+
+def atlas_table() -> str:
+    """The atlas as it was last measured."""
+    return (ROOT / "benchmarks" / "results" / "atlas.md").read_text()
 
 
 def demo_output() -> str:

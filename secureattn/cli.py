@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from argparse import Namespace as Options
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secureattn import __version__, load_model, load_protocol
-from secureattn.errors import SecureAttnError
+from secureattn.commands import arguments
+from secureattn.commands.arguments import positive
+from secureattn.errors import InputError, SecureAttnError
 
 if TYPE_CHECKING:
     from secureattn.nn.model import Model
@@ -30,12 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SecureAttnError as error:
         print(f"secureattn: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("secureattn: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"secureattn: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("secureattn: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -47,23 +53,63 @@ def _parser() -> argparse.ArgumentParser:
     info = _command(commands, "info", "versions, cores, which engines are here and how to get the missing", _info)
     _json(info)
     plan = _model_command(commands, "plan", "parameters, refresh points and cost, before any key is made", _plan)
-    plan.add_argument("--batch", type=_positive, default=1, metavar="N", help="queries to plan for (default 1)")
+    plan.add_argument("--batch", type=positive, default=1, metavar="N", help="queries to plan for (default 1)")
+    plan.add_argument(
+        "--search",
+        action="store_true",
+        help="search realisations and degrees for the least levels or rounds",
+    )
+    plan.add_argument("--loss", type=float, metavar="L", help="accuracy a search may lose (default 0)")
+    plan.add_argument("--budget", type=positive, metavar="N", help="levels or rounds a search may spend, instead")
+    plan.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the protocol that a search found")
     compare = _model_command(commands, "compare", "exact, clear and encrypted: accuracy, agreement, errors", _compare)
     _samples(compare)
     profile = _model_command(commands, "profile", "what every operation of a run cost", _profile)
     _samples(profile)
     profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, to open in Perfetto")
     profile.add_argument("--plot", type=Path, metavar="FILE", help="write a stacked-bar plot (.png or .svg)")
-    profile.add_argument("--top", type=_positive, default=20, metavar="N", help="operations to list (default 20)")
+    profile.add_argument("--top", type=positive, default=20, metavar="N", help="operations to list (default 20)")
     profile.add_argument(
         "--network", action="append", metavar="lan|wan|FILE", help="network to model, or a TOML file (default both)"
     )
+    _add_approx(commands)
+    _add_training(commands)
     infer = _model_command(commands, "infer", "classify inputs from a file", _infer)
     infer.add_argument(
         "input", type=Path, metavar="INPUT", help=".npy, .json or .safetensors with [N, tokens, features]"
     )
     infer.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help=".npy (scores) or .json")
     return parser
+
+
+def _add_approx(commands: Any) -> None:
+    approx = commands.add_parser("approx", help="what approximations there are, what they promise and cost")
+    actions = approx.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listed = _command(actions, "list", "all realisations and attention variants, and where they run", _approx_list)
+    show = _command(actions, "show", "formula, domain, error, cost and source of one of them", _approx_show)
+    show.add_argument("name", metavar="NAME", help="a function, function/kind, or an attention variant")
+    show.add_argument("--degree", type=positive, metavar="N", help="degree of polynomials (default 15)")
+    show.add_argument("--plot", type=Path, metavar="FILE", help="plot values and errors (.png or .svg)")
+    fit = _command(actions, "fit", "the cheapest realisation under a domain, an error and an engine", _approx_fit)
+    fit.add_argument("function", metavar="FUNCTION")
+    fit.add_argument("--engine", required=True, choices=("plaintext", "ckks", "crypten"))
+    for command, required in ((show, False), (fit, True)):
+        command.add_argument("--domain", type=float, nargs=2, metavar=("A", "B"), required=required)
+        command.add_argument("--error", type=float, metavar="E", required=required, help="largest error allowed")
+    for command in (listed, show, fit):
+        _json(command)
+
+
+def _add_training(commands: Any) -> None:
+    made = {
+        "train": _command(commands, "train", "train a model on the digits, its ranges kept narrow", _training),
+        "convert": _command(commands, "convert", "distil a model into another attention or norm", _training),
+        "calibrate": _command(commands, "calibrate", "measure and report a model's ranges, write them", _training),
+    }
+    arguments.add_training(**made)
+    for name, command in made.items():
+        command.set_defaults(action=name)
+        _json(command)
 
 
 def _command(commands: Any, name: str, text: str, run: Callable[[Options], None]) -> argparse.ArgumentParser:
@@ -87,14 +133,7 @@ def _json(command: argparse.ArgumentParser) -> None:
 
 
 def _samples(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--samples", type=_positive, metavar="N", help="held-out samples to run (default all)")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    command.add_argument("--samples", type=positive, metavar="N", help="held-out samples to run (default all)")
 
 
 # ---- commands ---------------------------------------------------------------------------------------------------
@@ -114,12 +153,37 @@ def _info(options: Options) -> None:
 def _plan(options: Options) -> None:
     from secureattn.commands import output, planning
 
-    output.writable(options.json)
+    output.writable(options.json, options.output)
+    if options.search:
+        _search(options)
+        return
+    for name in ("loss", "budget", "output"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} is for a search; add --search")
     with output.progress() as tell:
         plan = _make_plan(*_named(options), options.batch, tell)
     planning.show(plan, output.stdout())
     if options.json:
         output.write_json(options.json, planning.document(plan))
+
+
+def _search(options: Options) -> None:
+    from secureattn import resources
+    from secureattn.commands import output, searching
+    from secureattn.runs.search import search
+
+    if options.loss is not None and options.budget is not None:
+        raise InputError("a search takes either --loss or --budget, not both")
+    model, protocol = _named(options)
+    if options.output:
+        searching.check(protocol)
+    with output.progress() as tell:
+        found = search(model, protocol, loss=options.loss or 0.0, budget=options.budget, progress=tell)
+    searching.show(found, output.stdout())
+    if options.output:
+        searching.write_protocol(found, resources.find("protocols", options.protocol), options.output)
+    if options.json:
+        output.write_json(options.json, searching.document(model, protocol, found))
 
 
 def _compare(options: Options) -> None:
@@ -160,9 +224,11 @@ def _infer(options: Options) -> None:
     model, protocol = _named(options)
     inputs = model.check(inference.read_inputs(options.input))
     runs.require(protocol.engine)
+    _warn(inference.outside(model, inputs))
     with output.progress() as tell:
         plan = _make_plan(model, protocol, len(inputs), tell)
         run = runs.execute(plan, inputs, progress=tell)
+    _warn(inference.lost(run.outputs))
     inference.write_outputs(options.output, run.outputs)
     console = output.stdout()
     seconds = run.seconds()["total"]
@@ -172,6 +238,61 @@ def _infer(options: Options) -> None:
         from secureattn.commands import profiling
 
         output.write_json(options.json, profiling.document(plan, run, ()))
+
+
+def _approx_list(options: Options) -> None:
+    from secureattn.commands import approximations, output
+
+    output.writable(options.json)
+    rows = approximations.every()
+    approximations.show_list(output.stdout(), rows)
+    if options.json:
+        output.write_json(options.json, approximations.list_document(rows))
+
+
+def _approx_show(options: Options) -> None:
+    from secureattn.commands import approximations, output, profiling
+
+    output.writable(options.json, options.plot)
+    profiling.check_plot(options.plot)
+    wanted = {"degree": options.degree, "error": options.error}
+    found = approximations.named(options.name, _domain(options.domain), wanted)
+    if options.plot:
+        approximations.plot(found, options.plot)
+    approximations.show(output.stdout(), found)
+    if options.json:
+        output.write_json(options.json, approximations.document(found))
+
+
+def _approx_fit(options: Options) -> None:
+    from secureattn.commands import approximations, output
+
+    output.writable(options.json)
+    domain = _domain(options.domain)
+    assert domain is not None
+    choices = approximations.fit(options.function, domain, options.error, options.engine)
+    approximations.show_fit(output.stdout(), choices)
+    if options.json:
+        output.write_json(options.json, approximations.document([approximations.chosen(c) for c in choices]))
+
+
+def _training(options: Options) -> None:
+    from secureattn.commands import training
+
+    {"train": training.train, "convert": training.convert, "calibrate": training.calibrate}[options.action](options)
+
+
+def _warn(text: str) -> None:
+    if text:
+        print(f"secureattn: warning: {text}", file=sys.stderr)
+
+
+def _domain(ends: list[float] | None) -> tuple[float, float] | None:
+    if ends is None:
+        return None
+    if not -math.inf < ends[0] < ends[1] < math.inf:
+        raise InputError(f"a domain needs two finite ends in ascending order, got {ends[0]:g} and {ends[1]:g}")
+    return ends[0], ends[1]
 
 
 def _named(options: Options) -> tuple[Model, Protocol]:

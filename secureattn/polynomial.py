@@ -11,10 +11,13 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from secureattn.series import FourierSeries
 
 Basis = Literal["chebyshev", "monomial"]
 _NEGLIGIBLE = 1e-13  # relative to the largest coefficient: parity noise of a fit, far below any fixed-point step
@@ -251,6 +254,10 @@ class Counted:
         """What ``evaluate`` costs."""
         value: Counted = evaluate(p, self)
         return value
+
+    def series(self, f: FourierSeries) -> Counted:
+        """What the twin costs."""
+        return self.polynomial(f.twin)
 
     def combine(
         self,

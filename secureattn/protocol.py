@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from secureattn.approx import FUNCTIONS, Realisation, exact, realise, violations
+from secureattn.approx.attention import VARIANTS
+from secureattn.approx.attention import realisations as ways_of
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.errors import ProtocolError, SecureAttnError
+from secureattn.nn.config import ModelConfig
 from secureattn.nn.model import Model
 
 if sys.version_info >= (3, 11):
@@ -41,7 +44,9 @@ class CkksOptions:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A checked protocol. ``functions``: function name → its realisation's kind and options."""
+    """A checked protocol. ``functions``: function name → its realisation's kind and options, ``sites``: the same for
+    single sites of a model, which win; ``softmax``: the attention variant that computes a softmax model's attention.
+    """
 
     name: str
     engine: str
@@ -51,19 +56,33 @@ class Protocol:
     ckks: CkksOptions = field(default_factory=CkksOptions)
     mpc: MpcParameters = field(default_factory=MpcParameters)
     changes_model: bool = False
+    sites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    softmax: str = "softmax"
+
+    def served(self, config: ModelConfig) -> ModelConfig:
+        """The model as this protocol computes it: softmax in the way named here."""
+        return replace(config, attention=self.softmax) if config.attention == "softmax" else config
+
+    def options(self, site: str, function: str) -> Mapping[str, Any] | None:
+        """What the protocol says of a site, or else of its function."""
+        return self.sites.get(site, self.functions.get(function))
 
     def realisations(self, model: Model) -> dict[str, Realisation]:
         """What serves each site of a model, made for its calibrated domain; all that cannot be are named at once."""
         made: dict[str, Realisation] = {}
-        wrong: list[str] = []
-        for site, function in model.config.sites().items():
-            if function not in self.functions:
+        sites = self.served(model.config).sites()
+        wrong = [f"{site} is no site of the model, which has {', '.join(sites)}" for site in self.sites.keys() - sites]
+        for site, function in sites.items():
+            options = self.options(site, function)
+            if options is None:
                 wrong.append(f"{site} needs {function}, for which the protocol names no realisation")
-                continue
-            try:
-                made[site] = realise(function, self.functions[function], model.ranges.domains[site])
-            except SecureAttnError as error:
-                wrong.append(f"{site}: {error}")
+            elif site not in model.ranges.domains:
+                wrong.append(f"{site} has no calibrated range; calibrate the model again")
+            else:
+                try:
+                    made[site] = realise(function, options, model.ranges.domains[site])
+                except SecureAttnError as error:
+                    wrong.append(f"{site}: {error}")
         if wrong:
             raise ProtocolError(f"protocol {self.name} cannot serve model {model.config.name}", wrong)
         return made
@@ -97,7 +116,9 @@ def load_protocol(path: Path) -> Protocol:
         engine=raw["engine"],
         trust=raw["trust"],
         source=raw["source"],
-        functions=raw.get("functions", {}),
+        functions={name: options for name, options in raw.get("functions", {}).items() if name != "softmax"},
+        sites=raw.get("sites", {}),
+        softmax=_softmax(raw.get("functions", {}).get("softmax", {"kind": "mean_shift"})["kind"]),
         ckks=ckks,
         mpc=mpc,
         changes_model=raw.get("changes_model", False),
@@ -106,7 +127,7 @@ def load_protocol(path: Path) -> Protocol:
 
 def _violations(raw: Mapping[str, Any]) -> list[str]:
     wrong = []
-    known = {"format", "engine", "trust", "source", "functions", "ckks", "mpc", "changes_model"}
+    known = {"format", "engine", "trust", "source", "functions", "sites", "ckks", "mpc", "changes_model"}
     wrong += [f"unknown key {key!r}" for key in raw if key not in known]
     if raw.get("format") != 1 or not isinstance(raw["format"], int) or raw["format"] is True:
         wrong.append("format must be 1, the only version this release reads")
@@ -124,18 +145,22 @@ def _violations(raw: Mapping[str, Any]) -> list[str]:
             wrong.append(f"section [{section}] belongs to engine {engine!r}, not {raw.get('engine')!r}")
         allowed = {f.name for f in fields(CkksOptions if section == "ckks" else MpcParameters)}
         wrong += [f"{section}: unknown option {key!r}" for key in options if key not in allowed]
-    functions = raw.get("functions", {})
-    if not isinstance(functions, dict):
-        wrong.append(f"functions must be a section [functions], a function a line, not {functions!r}")
-        functions = {}
     if not isinstance(raw.get("changes_model", False), bool):
         wrong.append(f"changes_model must be true or false, not {raw['changes_model']!r}")
+    return wrong + _function_violations(raw) + _site_violations(raw)
+
+
+def _function_violations(raw: Mapping[str, Any]) -> list[str]:
+    functions = raw.get("functions", {})
+    if not isinstance(functions, dict):
+        return [f"functions must be a section [functions], a function a line, not {functions!r}"]
+    wrong = []
     changing = []
     for function, options in functions.items():
         if not isinstance(options, dict):
             wrong.append(f'functions.{function} must be a table such as {{ kind = "chebyshev", degree = 15 }}')
             continue
-        found = violations(function, options)
+        found = _softmax_violations(options) if function == "softmax" else violations(function, options)
         wrong += found
         if not found and options["kind"] == "exact" and raw.get("engine") != "plaintext":
             wrong.append(f"functions.{function}: only the plaintext engine can run the true function")
@@ -146,8 +171,38 @@ def _violations(raw: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
+def _site_violations(raw: Mapping[str, Any]) -> list[str]:
+    """A site's function is the model's business, so its options are checked when a model is there."""
+    sites = raw.get("sites", {})
+    if not isinstance(sites, dict):
+        return [f"sites must be a section [sites], a site a line, not {sites!r}"]
+    return [
+        f'sites.{site} must be a table such as {{ kind = "chebyshev", degree = 15 }}'
+        for site, options in sites.items()
+        if not isinstance(options, dict) or not isinstance(options.get("kind"), str)
+    ]
+
+
+def _softmax(kind: str) -> str:
+    """The attention variant that computes softmax in the way a kind names."""
+    return "softmax" if kind == "mean_shift" else f"softmax_{kind}"
+
+
+def _softmax_violations(options: Mapping[str, Any]) -> list[str]:
+    ways = ["mean_shift", *(kind for kind in ways_of("softmax") if kind != "softmax")]
+    wrong = [f"softmax takes no option {name!r}" for name in options if name != "kind"]
+    kind = options.get("kind")
+    if kind in VARIANTS and kind not in ways:
+        wrong.append(
+            f"softmax: {kind} is another function; convert the model to it: secureattn convert --attention {kind}"
+        )
+    elif kind not in ways:
+        wrong.append(f"softmax: kind {kind!r} is none of {', '.join(ways)}")
+    return wrong
+
+
 def _changes_model(function: str, kind: str) -> bool:
-    return kind in getattr(FUNCTIONS[function], "CHANGES_MODEL", ())
+    return function in FUNCTIONS and kind in getattr(FUNCTIONS[function], "CHANGES_MODEL", ())
 
 
 def _known(options: Any, kind: type) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,7 @@ from secureattn.errors import CapabilityError
 if TYPE_CHECKING:
     from secureattn.events import Recorder
     from secureattn.polynomial import Polynomial
+    from secureattn.series import FourierSeries
 
 Public = float | int | npt.NDArray[np.float64]
 """A value everybody may know: a number, or an array that broadcasts to the tensor's logical shape."""
@@ -36,6 +37,7 @@ class Capability(Enum):
 
     COMPARE = "comparison"
     LOOKUP = "look-up at a secret index"
+    MATRIX = "products of matrices of scores"
     EXACT = "true functions instead of approximations"
 
 
@@ -70,7 +72,7 @@ class Tensor(ABC):
     def __add__(self, other: Self | Weight | Public) -> Self: ...
 
     @abstractmethod
-    def __mul__(self, other: Self | Public) -> Self: ...
+    def __mul__(self, other: Self | Weight | Public) -> Self: ...
 
     @abstractmethod
     def __neg__(self) -> Self: ...
@@ -90,6 +92,10 @@ class Tensor(ABC):
     @abstractmethod
     def mix(self, v: Self) -> Self:
         """``a·v`` per head: ``[B,H,S,S]``, ``[B,H,S,Dh]`` → ``[B,H,S,Dh]``."""
+
+    @abstractmethod
+    def per_key(self) -> Self:
+        """A value per token as a value per key: ``[B,H,S,1]`` → ``[B,H,1,S]``, to be joined with scores."""
 
     @abstractmethod
     def sum(self, axis: int) -> Self:
@@ -147,6 +153,21 @@ class Tensor(ABC):
         value: Self = evaluate(p, self)
         return value
 
+    def series(self, f: FourierSeries) -> Self:
+        """A Fourier series of every element: by its polynomial twin, where an engine has no better way."""
+        return self.polynomial(f.twin)
+
+    def linear_attention(self, k: Self, v: Self, kernel: Weight | None = None) -> tuple[Self, Self]:
+        """``(w·v, Σ_j w_ij)`` for ``w = (q·kᵀ)·kernel`` without a function between: ``[B,H,S,Dh]`` and ``[B,H,S,1]``.
+
+        ``kernel [H,S,S]`` multiplies elementwise and is Toeplitz. Matrix products associate, and an engine may take
+        ``q·(kᵀ·v)`` or a convolution where that is cheaper.
+        """
+        weights = self.scores(k).refresh("scores")
+        if kernel is not None:
+            weights = weights * kernel
+        return weights.refresh("numerator").mix(v), weights.sum(-1)
+
     def refresh(self, site: str) -> Self:
         """A place where a levelled engine may restore depth if its plan says so; others pass."""
         return self
@@ -162,18 +183,23 @@ class Tensor(ABC):
         """1 where ``x < other``, else 0. Needs COMPARE."""
         raise self._lacks(Capability.COMPARE, "less")
 
+    def pool(self, size: int) -> Self:
+        """Mean of every ``size`` tokens in a row: ``[B,H,S,Dh]`` → ``[B,H,S/size,Dh]``. Needs MATRIX."""
+        raise self._lacks(Capability.MATRIX, "pool")
+
     def max(self, axis: int) -> Self:
         """Largest value along one axis, kept as 1. Needs COMPARE."""
         raise self._lacks(Capability.COMPARE, "max")
 
-    def exact(self, function: str) -> Self:
-        """The true function, by name. Needs EXACT: only the plaintext engine's exact mode."""
+    def exact(self, function: str, true: Callable[[Any], Any]) -> Self:
+        """The true function ``true`` of torch tensors. Needs EXACT: only the plaintext engine's exact mode."""
         raise self._lacks(Capability.EXACT, function)
 
     def _lacks(self, capability: Capability, op: str) -> CapabilityError:
         remedy = {
             Capability.COMPARE: 'choose a polynomial realisation in the protocol, such as kind = "chebyshev"',
             Capability.LOOKUP: "look the value up at the client",
+            Capability.MATRIX: "choose another attention variant, or run the model on secret shares",
             Capability.EXACT: "use the plaintext engine's exact mode",
         }
         where = self.backend.recorder.path or "the top level"

@@ -93,6 +93,9 @@ class Counting(Tensor):
         self.tally.comparisons += 1
         return self._new((self.data < other).astype(np.float64), self.depth)
 
+    def per_key(self) -> Counting:
+        return self._new(self.data.swapaxes(-1, -2), self.depth)
+
     def sum(self, axis: int) -> Counting:
         return self._new(self.data.sum(axis, keepdims=True), self.depth)
 

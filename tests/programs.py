@@ -14,9 +14,9 @@ import numpy as np
 from numpy.polynomial import chebyshev as cheb
 from numpy.polynomial import polynomial as poly
 
+from secureattn.approx.attention.power_softmax import power_softmax
+from secureattn.approx.attention.softmax import softmax
 from secureattn.approx.layernorm import layernorm
-from secureattn.approx.power_softmax import power_softmax
-from secureattn.approx.softmax import softmax
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import BatchTensor
 from secureattn.backends.ckks.machine import Cipher, Machine, OutOfLevels
@@ -25,6 +25,7 @@ from secureattn.backends.ckks.roles import MaskedRefresh, pack
 from secureattn.backends.symbolic import SymbolicCkks
 from secureattn.events import Recorder
 from secureattn.polynomial import Polynomial
+from secureattn.series import FourierSeries
 
 SEED = 20250611
 ULP = 2.0**-16  # one unit in the last place of 16 fractional bits
@@ -47,6 +48,9 @@ WIDE = grid(3, TOKENS, 6, salt=3, low=-2.0, high=2.0)  # variances in [0.6, 2.2]
 W, B, SB = grid(5, 6, salt=4), grid(5, salt=5), grid(TOKENS, 5, salt=6)
 ROW, PLACES = grid(6, salt=7), grid(TOKENS, 6, salt=8)
 MASK = np.tril(np.ones((TOKENS, TOKENS)))
+KERNEL = grid(HEADS, 2 * TOKENS - 1, salt=12)[
+    :, np.arange(TOKENS) - np.arange(TOKENS)[:, None] + TOKENS - 1
+]  # Toeplitz
 GAIN, SHIFT = grid(6, salt=9, low=0.5, high=1.5), grid(6, salt=10)
 
 
@@ -67,11 +71,13 @@ ROUNDING_MANY = Bound(1e-12, "float64 rounds at every step of a longer formula")
 FRESH = Bound(1e-8, "noise of a fresh encryption at scale 2^40, and nothing amplifies it")
 NOISE = Bound(3e-8, "encryption noise at scale 2^40 through a product or two, summed over a few features")
 ROTATED = Bound(6e-6, "key switching with a special prime no wider than the first, all that N = 2^13 has room for")
+ROTATED_TWICE = Bound(2e-5, "noise of key switching, times values up to 3, or summed over 4 keys")
 NOISE_DEEP = Bound(3e-7, "encryption noise at scale 2^40, which every level of a polynomial adds to and may double")
 
 SHARES = Bound(0.0, "sums and integer factors are exact in the ring, and inputs lie on its grid")
 CUT = Bound(ULP, "one exact truncation errs by less than one unit in the last place")
 CUT_FACTOR = Bound(1.25 * ULP, "one truncation, and a public factor that keeps 22 bits")
+CUT_SERIES = Bound(1.5 * ULP, "one truncation, and rounding of all factors and dealt values to half a unit in all")
 CUT_TWICE = Bound(3 * ULP, "truncations in turn, each off by a unit times what it is multiplied by afterwards, below 2")
 CUT_MANY = Bound(32 * ULP, "a truncation at every step of a polynomial, each doubled by the Chebyshev recursion")
 
@@ -96,6 +102,18 @@ def clear(p: Polynomial) -> Callable[[Array], Array]:
     return value
 
 
+def waves(f: FourierSeries) -> Callable[[Array], Array]:
+    """The series in numpy, term by term."""
+    sines = f.sines or (0.0,) * len(f.cosines)
+
+    def value(x: Array) -> Array:
+        angles = [2 * np.pi * k * x / f.period for k in range(1, len(f.cosines) + 1)]
+        terms = [a * np.cos(t) + b * np.sin(t) for a, b, t in zip(f.cosines, sines, angles, strict=True)]
+        return f.constant + f.linear * x + np.sum(terms, axis=0)
+
+    return value
+
+
 def heavy(x: Array) -> Array:
     """Almost even: ``x·tanh(x)/2 + x/2``, a stand-in for GELU."""
     return x * np.tanh(x) / 2 + x / 2
@@ -105,6 +123,9 @@ CUBIC = fitted(np.sin, 3, -1.0, 1.0)
 SEPTIC = fitted(np.exp, 7, -1.5, 2.0)
 EVEN = fitted(heavy, 7, -1.0, 1.0)  # its odd coefficients but the first are noise of the fit
 MONOMIAL = Polynomial((0.25, -1.0, 0.5, 0.75), (-1.0, 1.0), "monomial")
+EVEN_SERIES = FourierSeries(4.0, (0.7, -0.3), (), (-1.0, 1.0), constant=0.1, linear=0.5)  # of the shape of GELU
+ODD_SERIES = FourierSeries(8.0, (0.0,) * 3, (1.1, 0.0, -0.3), (-1.0, 1.0))
+SERIES = FourierSeries(4.0, (0.4, 0.25), (-0.6, 0.15), (-1.0, 1.5), constant=-0.75, linear=-0.3)
 EXP = fitted(np.exp, 7, -1.0, 1.0)
 RECIPROCAL = fitted(np.reciprocal, 3, 4.0, 6.0)  # of width 2: no affine map to pay for
 NORMALISER = fitted(np.reciprocal, 7, 1.0, 3.0)
@@ -132,6 +153,11 @@ def mix(a: Array, v: Array) -> Array:
     return np.einsum("bhst,bhtd->bhsd", a, v)
 
 
+def squares(x: Array) -> Array:
+    """Σ x² of every token, ``[B,H,S,1]``."""
+    return (heads(x) ** 2).sum(-1, keepdims=True)
+
+
 def mean_shift_weights(x: Array, y: Array) -> Array:
     s = scores(x, y)
     e = clear(EXP)(s - s.mean(-1, keepdims=True))
@@ -153,6 +179,15 @@ def normalised(x: Array) -> Array:
 
 def run_scores(x: Any, y: Any) -> Any:
     return x.split_heads(HEADS).scores(y.split_heads(HEADS))
+
+
+def run_squares(x: Any) -> Any:
+    return (k := x.split_heads(HEADS)).inner(k)
+
+
+def run_linear_attention(x: Any, y: Any, kernel: Any = None) -> tuple[Any, Any]:
+    k = y.split_heads(HEADS)
+    return x.split_heads(HEADS).linear_attention(k, k, kernel)
 
 
 def run_mean_shift(b: Any, x: Any, y: Any) -> Any:
@@ -278,6 +313,106 @@ PROGRAMS: dict[str, Program] = {
         ROTATED,
         Bound(6 * ULP, "a truncation for every one of 4 keys times a value below 1, and one of the sum"),
     ),
+    "per_key_plus": op(
+        (X, Y),
+        lambda b, x, y: run_scores(x, y) + run_squares(y).per_key(),
+        lambda x, y: scores(x, y) + squares(y).swapaxes(2, 3),
+        ROUNDING,
+        ROTATED,
+        CUT_TWICE,
+    ),
+    "per_key_times": op(
+        (X, Y),
+        lambda b, x, y: run_scores(x, y) * y.split_heads(HEADS).sum(-1).per_key(),
+        lambda x, y: scores(x, y) * heads(y).sum(-1)[:, :, None],
+        ROUNDING,
+        ROTATED_TWICE,
+        Bound(4 * ULP, "the truncation of the scores times a factor below 3, and one of the product"),
+    ),
+    "per_key_first": op(
+        (X, Y),
+        lambda b, x, y: y.split_heads(HEADS).sum(-1).per_key() * run_scores(x, y),
+        lambda x, y: scores(x, y) * heads(y).sum(-1)[:, :, None],
+        ROUNDING,
+        ROTATED_TWICE,
+        Bound(4 * ULP, "the truncation of the scores times a factor below 3, and one of the product"),
+    ),
+    "per_key_and_query": op(
+        (X, Y),
+        lambda b, x, y: x.split_heads(HEADS).sum(-1) * y.split_heads(HEADS).sum(-1).per_key(),
+        lambda x, y: heads(x).sum(-1, keepdims=True) * heads(y).sum(-1)[:, :, None],
+        ROUNDING,
+        ROTATED_TWICE,
+        CUT,
+    ),
+    "per_key_mixed": op(
+        (X, Y),
+        lambda b, x, y: (run_scores(x, y) + run_squares(y).per_key()).mix(y.split_heads(HEADS)),
+        lambda x, y: mix(scores(x, y) + squares(y).swapaxes(2, 3), heads(y)),
+        ROUNDING,
+        ROTATED_TWICE,
+        Bound(9 * ULP, "two truncations for every one of 4 keys times a value below 1, and one of the sum"),
+    ),
+    "per_query_times": op(
+        (X, Y),
+        lambda b, x, y: run_scores(x, y) * x.split_heads(HEADS).sum(-1),
+        lambda x, y: scores(x, y) * heads(x).sum(-1, keepdims=True),
+        ROUNDING,
+        ROTATED_TWICE,
+        Bound(4 * ULP, "the truncation of the scores times a factor below 3, and one of the product"),
+    ),
+    "linear_attention": op(
+        (X, Y),
+        lambda b, x, y: run_linear_attention(x, y)[0].merge_heads(),
+        lambda x, y: merged(mix(scores(x, y), heads(y))),
+        ROUNDING,
+        ROTATED_TWICE,
+        Bound(6 * ULP, "a truncation for every one of 4 keys times a value below 1, and one of the sum"),
+    ),
+    "linear_attention_total": op(
+        (X, Y),
+        lambda b, x, y: run_linear_attention(x, y)[1],
+        lambda x, y: scores(x, y).sum(-1, keepdims=True),
+        ROUNDING,
+        ROTATED_TWICE,
+        Bound(4 * ULP, "a truncation for every one of 4 keys"),
+    ),
+    "linear_attention_kernel": op(
+        (X, Y),
+        lambda b, x, y: run_linear_attention(x, y, b.weight(KERNEL))[0].merge_heads(),
+        lambda x, y: merged(mix(scores(x, y) * KERNEL, heads(y))),
+        ROUNDING,
+        ROTATED_TWICE,
+        Bound(9 * ULP, "two truncations for every one of 4 keys times a value below 1, and one of the sum"),
+    ),
+    "linear_attention_kernel_total": op(
+        (X, Y),
+        lambda b, x, y: run_linear_attention(x, y, b.weight(KERNEL))[1],
+        lambda x, y: (scores(x, y) * KERNEL).sum(-1, keepdims=True),
+        ROUNDING,
+        ROTATED_TWICE,
+        Bound(8 * ULP, "two truncations for every one of 4 keys"),
+    ),
+    "mul_weight_number": op((X,), lambda b, x: x * b.weight(B[:1]), lambda x: x * B[:1], ROUNDING, NOISE, CUT),
+    "mul_weight_vector": op((X,), lambda b, x: x * b.weight(ROW), lambda x: x * ROW, ROUNDING, NOISE, CUT),
+    "mul_weight_places": op((X,), lambda b, x: x * b.weight(PLACES), lambda x: x * PLACES, ROUNDING, NOISE, CUT),
+    "mul_weight_scores": op(
+        (X, Y),
+        lambda b, x, y: run_scores(x, y) * b.weight(KERNEL),
+        lambda x, y: scores(x, y) * KERNEL,
+        ROUNDING,
+        ROTATED,
+        CUT_TWICE,
+    ),
+    "add_weight_vector": op((X,), lambda b, x: x + b.weight(ROW), lambda x: x + ROW, ROUNDING, FRESH, SHARES),
+    "add_weight_scores": op(
+        (X, Y),
+        lambda b, x, y: run_scores(x, y) + b.weight(KERNEL),
+        lambda x, y: scores(x, y) + KERNEL,
+        ROUNDING,
+        ROTATED,
+        CUT,
+    ),
     "row_factor": op(
         (X, Y),
         lambda b, x, y: (s := run_scores(x, y)).mix(y.split_heads(HEADS)) * s.sum(-1),
@@ -343,6 +478,9 @@ PROGRAMS: dict[str, Program] = {
     "polynomial_constant": op(
         (X,), lambda b, x: x.polynomial(Polynomial((0.75,), (-1, 1))), lambda x: 0 * x + 0.75, ROUNDING, FRESH, SHARES
     ),
+    "series_even": op((X,), lambda b, x: x.series(EVEN_SERIES), waves(EVEN_SERIES), ROUNDING, NOISE_DEEP, CUT_SERIES),
+    "series_odd": op((X,), lambda b, x: x.series(ODD_SERIES), waves(ODD_SERIES), ROUNDING, NOISE_DEEP, CUT_SERIES),
+    "series_general": op((X,), lambda b, x: x.series(SERIES), waves(SERIES), ROUNDING, NOISE_DEEP, CUT_SERIES),
     "refresh": op((X, Y), run_refresh, lambda x, y: x * y * y, ROUNDING, NOISE, CUT_TWICE),
     "refresh_unused": op((X,), run_refresh_elsewhere, lambda x: x, ROUNDING, FRESH, SHARES),
     "power_softmax": op((SMALL, Y), run_power, power_weights, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
@@ -350,6 +488,22 @@ PROGRAMS: dict[str, Program] = {
     "layernorm": op((WIDE,), run_layernorm, normalised, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
     "less": op((X, Y), lambda b, x, y: x.less(y), lambda x, y: (x < y) * 1.0, ROUNDING, None, SHARES),
     "less_scalar": op((X,), lambda b, x: x.less(0.125), lambda x: (x < 0.125) * 1.0, ROUNDING, None, SHARES),
+    "pool": op(
+        (X,),
+        lambda b, x: x.split_heads(HEADS).pool(2),
+        lambda x: (heads(x)[:, :, ::2] + heads(x)[:, :, 1::2]) / 2,
+        ROUNDING,
+        None,
+        CUT,
+    ),
+    "pool_all": op(
+        (X,),
+        lambda b, x: x.split_heads(HEADS).pool(TOKENS),
+        lambda x: heads(x).mean(2, keepdims=True),
+        ROUNDING,
+        None,
+        CUT,
+    ),
     "max": op((X,), lambda b, x: x.max(-1), lambda x: x.max(-1, keepdims=True), ROUNDING, None, SHARES),
 }
 """Name → program. Errors are absolute; results are of order 1."""

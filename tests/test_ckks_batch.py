@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Bound, Encryption, as_planned, counts, fitted, planned, seal_agrees
 
+from secureattn.approx.attention.power_softmax import power_softmax
+from secureattn.approx.attention.softmax import softmax
 from secureattn.approx.layernorm import rmsnorm
-from secureattn.approx.power_softmax import power_softmax
-from secureattn.approx.softmax import softmax
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import baby_steps
 from secureattn.backends.ckks.machine import Cipher, Machine, NullDevice, OutOfLevels
@@ -178,7 +178,7 @@ def heads_of(x: Any) -> Any:
 def run_power(b: Any, x: Any) -> Any:
     s = heads_of(x).scores(heads_of(x))
     made = power_softmax(s, p=2, epsilon=1.0, reciprocal=lambda t: t.polynomial(RECIPROCAL))
-    return made.mix(heads_of(x)).merge_heads()
+    return (made.numerator.mix(heads_of(x)) * made.factor).merge_heads()
 
 
 def run_shifted(b: Any, x: Any) -> Any:
@@ -231,6 +231,22 @@ SHALLOW_CASES: dict[str, Case] = {
         lambda b, x: (s := heads_of(x).scores(heads_of(x))).inner(s),
         lambda x: (scores(x) ** 2).sum(-1, keepdims=True),
     ),
+    "scores_per_key": (
+        lambda b, x: heads_of(x).scores(heads_of(x)) + heads_of(x).sum(-1).per_key(),
+        lambda x: scores(x) + by_head(x).sum(-1)[:, :, None],
+    ),
+    "per_key_times_per_query": (
+        lambda b, x: heads_of(x).take(-1, 0).per_key() * heads_of(x).take(-1, 1),
+        lambda x: by_head(x)[..., 0][:, :, None] * by_head(x)[..., 1:2],
+    ),
+    "per_key_summed": (
+        lambda b, x: (heads_of(x).take(-1, 0).per_key() + heads_of(x).take(-1, 1)).sum(-1),
+        lambda x: by_head(x)[..., 0].sum(-1)[..., None, None] + x.shape[1] * by_head(x)[..., 1:2],
+    ),
+    "per_key_mixed": (
+        lambda b, x: (heads_of(x).take(-1, 0).per_key() * public(x.shape[1])).mix(heads_of(x)).merge_heads(),
+        lambda x: merged((by_head(x)[..., 0][:, :, None] * public(x.shape[1])) @ by_head(x)),
+    ),
     "scores_mixed": (
         lambda b, x: heads_of(x).scores(heads_of(x)).mix(heads_of(x)).merge_heads(),
         lambda x: merged(scores(x) @ by_head(x)),
@@ -242,6 +258,14 @@ DEEP_CASES: dict[str, Case] = {
         lambda b, x: (x * 0.1 + 1.0).polynomial(NARROW).sum(1),
         lambda x: clear(NARROW)(0.1 * x + 1.0).sum(1, keepdims=True),
     ),
+    "linear_attention": (
+        lambda b, x: heads_of(x).linear_attention(heads_of(x), heads_of(x), b.weight(public(x.shape[1])))[0],
+        lambda x: (scores(x) * public(x.shape[1])) @ by_head(x),
+    ),
+    "linear_attention_total": (
+        lambda b, x: heads_of(x).linear_attention(heads_of(x), heads_of(x), b.weight(public(x.shape[1])))[1],
+        lambda x: (scores(x) * public(x.shape[1])).sum(-1, keepdims=True),
+    ),
     "power_softmax": (run_power, lambda x: merged(powers(x) @ by_head(x))),
     "softmax": (run_shifted, shifted),
     "rmsnorm": (
@@ -249,6 +273,26 @@ DEEP_CASES: dict[str, Case] = {
         lambda x: (x * clear(RSQRT)((x * x).sum(-1, keepdims=True) + 0.5)).sum(1, keepdims=True),
     ),
 }
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8])
+def test_cost_of_a_value_per_key(tokens: int) -> None:
+    """A rotation for every offset but 0, and no level; each a key switch on a column, once for all heads' diagonals."""
+    backend = SymbolicCkks(DEEP, tokens=tokens)
+    column = heads_of(backend.input((2, tokens, D))).sum(-1).square()
+    row = column.per_key()
+    assert row.shape == (2, HEADS, tokens, tokens)
+    assert row.diagonals
+    assert row.parts.shape == (HEADS, backend.tokens)
+    assert row.level == column.level == DEEP.levels - 1
+    event = next(event for event in backend.recorder.events.values() if event.op == "per_key")
+    assert {name: n for name, n in event.counts.items() if n} == (
+        {"rotations": HEADS * (backend.tokens - 1)} if tokens > 1 else {}
+    )
+    assert (event.level_in, event.level_out) == (column.level, column.level)
+    assert backend.machine.steps == {r * backend.batch for r in range(1, backend.tokens)}
+    assert (row + column).level == column.level
+    assert (row * column).level == column.level - 1
 
 
 def public(tokens: int) -> np.ndarray:

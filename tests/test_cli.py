@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from secureattn.cli import main
 from secureattn.resources import find
 
 SAMPLES = find("models", "digits-vit") / "samples.safetensors"
@@ -47,7 +48,7 @@ def without(tmp_path: Path, *modules: str) -> dict[str, str]:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("info", "plan", "compare", "profile", "infer"):
+    for command in ("info", "plan", "compare", "profile", "infer", "train", "convert", "calibrate"):
         assert command in done.stdout
         assert run(command, "--help").returncode == 0
 
@@ -258,3 +259,103 @@ def _three() -> tuple[np.ndarray, np.ndarray]:
     from secureattn.nn.model import load_model
 
     return load_model(find("models", "digits-vit")).samples(3)
+
+
+# ---- train, convert, calibrate ----------------------------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """As ``failed``, in this process: what loads torch and scikit-learn each time takes seconds to start."""
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_a_model_is_trained_interrupted_resumed_and_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from secureattn.commands import training
+    from secureattn.nn.model import load_model
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "made"
+    train = ["train", "digits-vit", "-o", str(folder), "--epochs", "2", "--target", "gelu", "-2", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write", interrupted)
+        assert main(train) == 130
+    assert [path.name for path in folder.iterdir()] == ["checkpoint"]
+    assert "holds an unfinished training; add --resume" in refused(capsys, *train)
+    other = refused(capsys, *train[:-4], "--resume")
+    assert "another run (recipe.targets is {'gelu': [-2.0, 2.0]} there, {} here)" in other
+    report = tmp_path / "t.json"
+    assert main([*train, "--resume", "--json", str(report)]) == 0
+    files = {"config.json", "model.safetensors", "ranges.json", "samples.safetensors", "README.md"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert load_model(folder).ranges.input == pytest.approx((-0.1, 1.1))
+    shares = json.loads(report.read_text())["accuracy"]["model"]
+    assert 0.3 < shares["held-out"] <= 1
+    assert f"{shares['held-out']:.2%} held-out" in (folder / "README.md").read_text()
+    assert "is not empty" in refused(capsys, *train, "--resume")
+
+    further = ["train", str(folder), "--through", "plaintext", "--epochs", "1", "-o", str(tmp_path / "further")]
+    assert main([*further, "--json", str(report)]) == 0
+    found = json.loads(report.read_text())["accuracy"]
+    assert found["before"] == shares
+    assert found["model, plaintext"]["training"] > found["before, plaintext"]["training"] - 0.05
+
+    student = tmp_path / "student"
+    convert = [
+        "convert",
+        str(folder),
+        "--attention",
+        "quad",
+        "--norm",
+        "batchnorm",
+        "-o",
+        str(student),
+        "--epochs",
+        "2",
+    ]
+    assert main([*convert, "--json", str(report)]) == 0
+    found = json.loads(report.read_text())["accuracy"]
+    assert found["teacher"] == shares
+    assert found["model"]["training"] > found["before"]["training"]
+    made = load_model(student)
+    assert (made.config.name, made.config.attention, made.config.norm) == ("student", "quad", "batchnorm")
+    assert len(made.samples()[1]) == 360
+
+
+def test_calibrate_reports_and_leaves_shipped_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = find("models", "digits-vit")
+    before = (shipped / "ranges.json").read_bytes()
+    assert "belongs to a shipped model" in refused(capsys, "calibrate", "digits-vit", "--samples", SAMPLES)
+    measure = ("calibrate", "digits-vit", "--samples", SAMPLES, "--margin", "0.5")
+    assert main([*map(str, (*measure, "-o", tmp_path / "r.json", "--json", tmp_path / "c.json"))]) == 0
+    printed = capsys.readouterr().out
+    for word in ("layer.0/ffn/gelu", "reciprocal", "degree for 0.001", "360 inputs in [-0.5, 1.5]"):
+        assert word in printed
+    assert (shipped / "ranges.json").read_bytes() == before
+    ranges, told = (json.loads((tmp_path / name).read_text()) for name in ("r.json", "c.json"))
+    assert ranges["samples"] == told["samples"] == 360
+    assert ranges["margin"] == 0.5
+    assert {row["site"]: row["domain"] for row in told["sites"]} == {
+        site: entry["domain"] for site, entry in ranges["sites"].items()
+    }
+
+
+def test_training_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ("-o", tmp_path / "x")
+    convert = ("convert", "digits-vit", *made, "--attention")
+    assert "attention 'magic' is none of" in refused(capsys, *convert, "magic")
+    assert "no site 'gelo'" in refused(capsys, *convert, "quad", "--target", "gelo", "-3", "3")
+    assert "ascending" in refused(capsys, *convert, "quad", "--target", "gelu", "3", "-3")
+    assert "temperature must be positive" in refused(capsys, *convert, "quad", "--temperature", "0")
+    config = json.loads((find("models", "digits-vit") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tokens": 8}))
+    assert "8 tokens" in refused(capsys, "train", tmp_path / "config.json", *made)
+    assert not (tmp_path / "x").exists()

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from secureattn.backends.crypten import encoding
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.csprng import Csprng, key_to_words, new_key, words_to_key
-from secureattn.backends.crypten.material import Kind, Request, combine, draw
+from secureattn.backends.crypten.material import Kind, Request, combine, draw, series_argument
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.planning import UNIT_S, NullRuntime
 from secureattn.errors import CapabilityError, EngineError, InputError, ProtocolError
 from secureattn.events import Recorder
+from secureattn.series import FourierSeries
 from secureattn.tensor import Capability
 
 
@@ -95,6 +96,26 @@ def test_cost_of_attention() -> None:
     assert totals(b, "rounds", "openings") == (4, 336 + 144 + 96 + 96)
 
 
+def test_cost_of_a_value_per_key_and_of_pooling() -> None:
+    b = planner()
+    k = b.input(np.zeros((2, 6, 8))).split_heads(2)
+    assert k.sum(-1).per_key().shape == (2, 2, 1, 6)
+    assert totals(b, "rounds", "bytes_sent", "dealer_bytes") == (0, 0, 0)
+    assert k.pool(3).shape == (2, 2, 2, 4)
+    assert totals(b, "rounds", "bytes_sent", "dealer_bytes") == (1, 8 * 32, 16 * 32)  # of what is left, not of k
+    with pytest.raises(InputError, match=r"^pool\(4\) needs a multiple of 4 tokens, got \[2, 2, 6, 4\]$"):
+        k.pool(4)
+
+
+def test_cost_of_a_product_with_a_weight() -> None:
+    """As with any shared tensor, the weight broadcast: nothing is opened ahead, as it would be for ``linear``."""
+    b = planner()
+    s = b.input(np.zeros((3, 2, 5, 5)))
+    assert (s * b.weight(np.zeros((2, 5, 5)))).shape == (3, 2, 5, 5)
+    assert totals(b, "rounds", "openings", "dealer_bytes") == (2, 150 + 50 + 150, 24 * 150)
+    assert totals(b, "rounds", phase="setup") == (0,)
+
+
 @pytest.mark.parametrize(("parties", "rounds"), [(2, 8), (3, 15), (4, 15), (5, 22)])
 def test_cost_of_a_comparison(parties: int, rounds: int) -> None:
     b = planner(MpcParameters(parties=parties))
@@ -105,6 +126,21 @@ def test_cost_of_a_comparison(parties: int, rounds: int) -> None:
     before = totals(b, "truncations")
     bit * b.input(np.zeros(10))
     assert totals(b, "truncations") == before  # a bit has no binary places
+
+
+@pytest.mark.parametrize(
+    ("parties", "rank", "dealt"), [(2, 0, (16 * 3 + 16) * 12), (2, 1, 0), (3, 0, (16 * 3 + 16) * 12)]
+)
+def test_cost_of_a_series(parties: int, rank: int, dealt: int) -> None:
+    b = planner(MpcParameters(parties=parties), rank)
+    f = FourierSeries(32.0, (1.0, 0.5, 0.25), (), (-8.0, 8.0), linear=0.5)
+    assert b.input(np.zeros((3, 4))).series(f).shape == (3, 4)
+    assert totals(b, "rounds", "openings", phase="setup") == (1, 5)  # the coefficients, once
+    assert totals(b, "rounds", "openings", "truncations", phase="online") == (2, 24, 12)
+    assert totals(b, "bytes_sent", phase="online") == ({2: 12 * 12, 3: 2 * 12 * 12 * 2 // 3}[parties],)
+    assert totals(b, "dealer_bytes", "dealer_requests") == (dealt, 2)
+    assert totals(b, "keystream_bytes") == ((8 + 8 + rank * (16 * 3 + 16)) * 12,)
+    assert b.runtime.requests[0] == Request(Kind.SERIES, (12,), (2, 3), series_argument(bits=21, places=19))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 9])
@@ -145,9 +181,9 @@ def test_reveal_in_a_plan() -> None:
 
 def test_capabilities() -> None:
     b = planner()
-    assert b.capabilities == {Capability.COMPARE}
+    assert b.capabilities == {Capability.COMPARE, Capability.MATRIX}
     with b.region("layer.0"), pytest.raises(CapabilityError, match=r"crypten engine lacks, at layer\.0"):
-        b.input(np.zeros(2)).exact("gelu")
+        b.input(np.zeros(2)).exact("gelu", torch.nn.functional.gelu)
 
 
 def test_a_plan_that_was_prepared_differently_is_refused() -> None:
@@ -171,6 +207,7 @@ REQUESTS = [
     Request(Kind.AND, (6,), (6,)),
     Request(Kind.BIT, (64,)),
     Request(Kind.TRUNCATE, (64,), argument=16),
+    Request(Kind.SERIES, (64,), (2, 9), series_argument(bits=21, places=30)),
 ]
 
 
@@ -209,6 +246,11 @@ def check_relation(
         words = masks[0].numpy().view(np.uint64)
         assert derived[0].tolist() == (words >> np.uint64(request.argument)).tolist()
         assert derived[1].tolist() == (words >> np.uint64(63)).tolist()
+    elif kind is Kind.SERIES:
+        turns = np.arange(1, 10)[:, None] * (masks[0].numpy() & (2**21 - 1)) % 2**21
+        angles = 2 * np.pi * turns / 2**21
+        dealt = derived[0].numpy() / 2.0**30
+        assert np.abs(dealt - np.stack([np.cos(angles), np.sin(angles)])).max() <= 2.0**-31 * (1 + 1e-4)
     elif kind is Kind.BIT:
         assert derived[0].tolist() == masks[0].tolist()
         assert set(masks[0].tolist()) == {0, 1}

@@ -112,8 +112,16 @@ def levels(backend: Any) -> dict[Any, tuple[int | None, int | None]]:
 
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in CKKS_PROGRAMS])
-def test_ckks_refuses_comparisons_in_one_sentence(name: str) -> None:
-    program = PROGRAMS[name]
+def test_ckks_refuses_what_it_lacks_in_one_sentence(name: str) -> None:
+    program, operation = PROGRAMS[name], name.split("_")[0]
+    needed, remedy = {
+        "less": ("comparison", "choose a polynomial realisation in the protocol"),
+        "max": ("comparison", "choose a polynomial realisation in the protocol"),
+        "pool": (
+            "products of matrices of scores",
+            "choose another attention variant, or run the model on secret shares",
+        ),
+    }[operation]
 
     def run(backend: SymbolicCkks, *inputs: Any) -> Any:
         with backend.region("ffn"):
@@ -122,8 +130,7 @@ def test_ckks_refuses_comparisons_in_one_sentence(name: str) -> None:
     with pytest.raises(CapabilityError) as caught:
         planned(run, program.inputs, smallest(lambda b, x, *_: x, program.inputs))
     message = str(caught.value)
-    assert message.startswith(f"{name.split('_')[0]} needs comparison, which the ckks engine lacks, at ffn; ")
-    assert "choose a polynomial realisation in the protocol" in message
+    assert message.startswith(f"{operation} needs {needed}, which the ckks engine lacks, at ffn; {remedy}")
     assert "\n" not in message
 
 

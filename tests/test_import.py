@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-CORE = ("tensor", "polynomial", "fit", "errors", "events", "approx")
+CORE = ("tensor", "polynomial", "series", "fit", "errors", "events")
 NO_ENGINE = ("tenseal", "crypten")
 
 
@@ -27,6 +27,10 @@ def test_the_library_loads_no_engine() -> None:
 def test_the_core_loads_no_engine() -> None:
     modules = ", ".join(f"secureattn.{name}" for name in CORE)
     assert loaded(modules, ("tenseal", "crypten", "torch")) == set()
+
+
+def test_approximations_load_torch_for_their_true_forms_and_no_engine() -> None:
+    assert loaded("secureattn.approx, secureattn.approx.attention", NO_ENGINE) == set()
 
 
 @pytest.mark.parametrize("module", ["machine", "batch", "backend"])

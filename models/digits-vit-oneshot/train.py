@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from secureattn.train.loop import Recipe
+from secureattn.train.recipe import Recipe
 from secureattn.train.script import run
 
 RECIPE = Recipe(targets={"normaliser": (1.0, 8.0), "gelu": (-3.0, 3.0)}, epochs=240, learning_rate=1e-2, penalty=1.0)

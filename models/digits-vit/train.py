@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from secureattn.train.loop import Recipe
+from secureattn.train.recipe import Recipe
 from secureattn.train.script import run
 
 RECIPE = Recipe(

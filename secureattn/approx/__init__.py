@@ -1,21 +1,37 @@
-"""Approximations, one family a file. ``realise`` builds one by name; ``FUNCTIONS`` says what there is."""
+"""Approximations. A function is a file: its true form ``TRUE``, its ``REALISATIONS`` by kind, where its argument may
+lie (``RANGE``). Attention variants are in ``attention``. Files are found by themselves: to add one is to write one.
+"""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
+import pkgutil
 from collections.abc import Mapping
 from numbers import Integral, Real
+from types import ModuleType
 from typing import Any
 
-from secureattn.approx import exp, gelu, reciprocal, rsqrt
-from secureattn.approx.realisation import Interval, Realisation, exact
+from secureattn.approx import realisation
+from secureattn.approx.realisation import Interval, Realisation
 from secureattn.errors import InputError, PlanError, RangeError
 
-FUNCTIONS = {"gelu": gelu, "exp": exp, "reciprocal": reciprocal, "rsqrt": rsqrt}
+
+def _modules() -> dict[str, ModuleType]:
+    found = (importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
+    return {module.__name__.rsplit(".", 1)[-1]: module for module in found if hasattr(module, "TRUE")}
+
+
+FUNCTIONS = _modules()
 """Function name → the module that holds its realisations (``REALISATIONS``) and its true form (``TRUE``)."""
 
 __all__ = ["FUNCTIONS", "Interval", "Realisation", "exact", "realise", "violations"]
+
+
+def exact(function: str) -> Realisation:
+    """The true function; only the plaintext engine's exact mode can run it."""
+    return realisation.exact(function, FUNCTIONS[function].TRUE)
 
 
 def realise(function: str, options: Mapping[str, Any], interval: Interval) -> Realisation:
@@ -63,9 +79,20 @@ def violations(function: str, options: Mapping[str, Any]) -> list[str]:
         if not _number(value, whole=whole):
             wanted = "a whole number of at least 0" if whole else "a positive number"
             found.append(f"{function}({kind}): {name} must be {wanted}, not {value!r}")
-    if {"degree", "error"} <= known.keys() and ("degree" in options) == ("error" in options):
-        found.append(f"{function}({kind}) needs either a degree or an error, not both or neither")
+    found += _sizes(f"{function}({kind})", known, options)
     return found
+
+
+def _sizes(subject: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> list[str]:
+    """A size and an error exclude each other; without a default size one of them is needed."""
+    size = next((name for name in ("degree", "harmonics") if name in known), None)
+    if size is None or "error" not in known:
+        return []
+    neither = size not in options and "error" not in options and known[size].default is None
+    if neither or (size in options and "error" in options):
+        what = "a degree" if size == "degree" else size
+        return [f"{subject} needs either {what} or an error, not both or neither"]
+    return []
 
 
 def _number(value: object, *, whole: bool) -> bool:

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import math
 
-import numpy as np
+import torch
 
-from secureattn import fit
 from secureattn.approx import exp
-from secureattn.approx.realisation import Array, Builder, Interval, Realisation, chebyshev_realisation
+from secureattn.approx.generic import Smooth, check_positive
+from secureattn.approx.realisation import COMPARE, Builder, Interval, Realisation, converging, measured
 from secureattn.errors import PlanError
 from secureattn.tensor import Tensor
 
-
-def reciprocal(x: Array) -> Array:
-    """The function itself, float64.
-
-    Domain: x ≠ 0.
-    Error: none.
-    Cost: clear only.
-    Source: definition.
-    """
-    return 1.0 / np.asarray(x)
-
-
-def chebyshev(domain: Interval, *, degree: int | None = None, error: float | None = None) -> Realisation:
-    """One Chebyshev polynomial; the degree grows with ``√κ·log(1/error)`` for ``κ = high/low``.
-
-    Domain: ``[low, high]``, low > 0; outside it the value is meaningless.
-    Error: relative, measured when made: degree 15 at κ=16 5.6e-4, 31 at κ=64 6.4e-4, 63 at κ=256 6.6e-4.
-    Cost: depth ⌈log2(degree+1)⌉ (+1 unless its affine map is folded); 8, 13, 18 products at degree 15, 31, 63.
-    Source: Chebyshev interpolation.
-    """
-    _positive("reciprocal(chebyshev)", domain)
-    return chebyshev_realisation("reciprocal", reciprocal, domain, degree=degree, error=error, relative=True)
+TRUE = torch.reciprocal
+RANGE = "positive"
+TYPICAL_OF = {"secformer": (4.0, 400.0)}
+SECFORMER_DEFLATION = 5000.0  # η of Luo et al., "SecFormer", arXiv 2401.00793, softmax
+_SMOOTH = Smooth("reciprocal", TRUE, relative=True, positive=True)
 
 
 def goldschmidt(domain: Interval, *, error: float = 1e-3) -> Realisation:
@@ -44,22 +27,41 @@ def goldschmidt(domain: Interval, *, error: float = 1e-3) -> Realisation:
     Domain: ``[low, high]``, low > 0.
     Error: relative, ``1−e`` after the last step, measured when made: 1e-3 takes 5, 6, 7, 8 steps for κ = 2⁴, 2⁶, 2⁸,
     2¹⁰, which then reach 3.2e-7, 4.1e-7, 4.4e-7, 4.5e-7.
-    Cost: depth ``2·steps + 1``, ``2·(steps − 1)`` products.
-    Source: Goldschmidt 1964; relaxation as in THOR (eprint 2024/1881).
+    Cost: depth ``steps + 1``, ``2·(steps − 1)`` products.
+    Source: Goldschmidt 1964; relaxation as in THOR (eprint 2024/1881); ours takes one level a step, not two.
     """
-    _positive("reciprocal(goldschmidt)", domain)
-    factors = relaxation(domain[0] / domain[1], error)
-    in_the_clear = cast(Any, _goldschmidt)  # plain arrays have all the operations it needs
-    measured = fit.max_error(reciprocal, lambda t: in_the_clear(t, domain[1], factors), domain, relative=True)
-    return Realisation(
+    check_positive("reciprocal(goldschmidt)", domain)
+    return _by_goldschmidt("goldschmidt", domain, relaxation(domain[0] / domain[1], error), "eprint 2024/1881")
+
+
+def goldschmidt_plain(domain: Interval, *, error: float = 1e-3) -> Realisation:
+    """Goldschmidt division as it was first published: ``a, b ← a·(2−b), b·(2−b)``.
+
+    Domain: ``[low, high]``, low > 0.
+    Error: relative, ``(1 − low/high)^(2^steps)``, measured when made: 1e-3 takes 7, 9, 11, 13 steps for κ = 2⁴, 2⁶,
+    2⁸, 2¹⁰.
+    Cost: depth ``steps + 1``, ``2·(steps − 1)`` products.
+    Source: Goldschmidt 1964.
+    """
+    check_positive("reciprocal(goldschmidt_plain)", domain)
+    e, steps = domain[0] / domain[1], 0
+    if error < 1e-14:
+        raise PlanError(f"reciprocal(goldschmidt_plain) needs an error of at least 1e-14, got {error:.3g}")
+    while 1 - e > error:
+        e, steps = e * (2 - e), steps + 1
+    return _by_goldschmidt("goldschmidt_plain", domain, (1.0,) * steps, "no relaxation")
+
+
+def _by_goldschmidt(kind: str, domain: Interval, factors: tuple[float, ...], source: str) -> Realisation:
+    made = Realisation(
         "reciprocal",
-        "goldschmidt",
+        kind,
         domain,
-        lambda x: _goldschmidt(x, domain[1], factors),
-        error=measured,
+        lambda x: goldschmidt_steps(x, domain[1], factors),
         relative=True,
-        source="Goldschmidt with relaxation, eprint 2024/1881",
+        source=f"Goldschmidt, {source}",
     )
+    return measured(made, TRUE)
 
 
 def relaxation(e: float, error: float) -> tuple[float, ...]:
@@ -82,15 +84,130 @@ def relaxation(e: float, error: float) -> tuple[float, ...]:
     return tuple(factors)
 
 
-def _goldschmidt(x: Tensor, high: float, factors: tuple[float, ...]) -> Tensor:
-    b = x * (1 / high)
-    a: Tensor | None = None
-    for i, k in enumerate(factors):
-        factor = b * (-k * k) + 2 * k
-        a = factor * (1 / high) if a is None else a * factor
-        if i + 1 < len(factors):
-            b = b * factor
-    return a if a is not None else b * 0 + 1 / high
+def goldschmidt_steps(x: Tensor, high: float, factors: tuple[float, ...]) -> Tensor:
+    """``1/x`` by the steps ``a, b ← a·k(2−kb), b·k(2−kb)`` from ``a = 1/high, b = x/high``, one for each factor k.
+
+    With ``f = m·(1 − kb)`` a step is ``a ← a·(f+m)``, ``f ← f² + constant``, if ``m² = k'·m'`` for the next step's: no
+    factor takes a level of its own, and all constants of a gather in its first value.
+    Domain: 0 < x < 2·high where every k is 1, else up to high.
+    Error: that of the steps.
+    Cost: depth ``steps + 1`` (1 for a single step), ``2·(steps − 1)`` products.
+    Source: Goldschmidt 1964; the substitution is ours.
+    """
+    if not factors:
+        return x * 0 + 1 / high
+    scales = [1.0]
+    for k in factors[:0:-1]:
+        scales.insert(0, math.sqrt(k * scales[0]))
+    slope = factors[0] * scales[0] / high
+    gain = math.prod(factors) / math.prod(scales) / high
+    a = x.combine([(-slope * gain, x)], constant=2 * scales[0] * gain)
+    f = x * -slope + scales[0]
+    for k, m in zip(factors[1:], scales[1:], strict=True):
+        f = f.square() + m * (1 - k)
+        a = a * (f + m)
+    return a
+
+
+def newton(domain: Interval, *, steps: int = 2, degree: int = 3) -> Realisation:
+    """Newton's iteration ``y ← y·(2 − x·y)`` from a minimax first guess.
+
+    With ``n = x·y − 1`` of the guess the steps are ``y·(1 − n)·(1 + n²)·(1 + n⁴)…``: a level each.
+    Domain: ``[low, high]``, low > 0; a minimax guess errs by less than 1, so that every step helps.
+    Error: relative, measured when made; each step squares that of the guess.
+    Cost: the guess, then ``2·steps`` products and ``steps + 1`` levels.
+    Source: Newton; guess by Remez' exchange.
+    """
+    check_positive("reciprocal(newton)", domain)
+    guess = _SMOOTH.remez(domain, degree=degree)
+    made = Realisation(
+        "reciprocal",
+        "newton",
+        domain,
+        lambda x: _newton(x, guess(x), steps),
+        relative=True,
+        source="Newton from a minimax first guess",
+    )
+    return converging(made, TRUE, f"in {steps} steps from a first guess of degree {degree}; raise either")
+
+
+def _newton(x: Tensor, y: Tensor, steps: int) -> Tensor:
+    if not steps:
+        return y
+    n = x.combine([], [(x, y)], -1.0)
+    y = y * (1.0 - n)
+    for _ in range(steps - 1):
+        n = n.square()
+        y = y * (n + 1.0)
+    return y
+
+
+def normalised(domain: Interval, *, degree: int = 7) -> Realisation:
+    """A minimax polynomial on one octave, after comparisons that scale x by a power of two into it.
+
+    Domain: ``[low, high]``, low > 0, of any ratio κ.
+    Error: relative, that of the polynomial on ``[high/2, high]``, the same in every octave: 1.7e-3, 5.1e-5, 1.5e-6 for
+    degree 3, 5, 7.
+    Cost: ``c = ⌈log2⌈log2 κ⌉⌉`` comparisons, ``2c`` products and those of the polynomial (needs COMPARE).
+    Source: range reduction as in SPU (USENIX ATC 2023); by bisection where they take all bits.
+    """
+    check_positive("reciprocal(normalised)", domain)
+    high = domain[1]
+    p = _SMOOTH.remez((high / 2, high), degree=degree).polynomial
+    assert p is not None
+    of_octave = p.scaled(high)
+
+    def apply(x: Tensor) -> Tensor:
+        u, scale = normalise(x, domain)
+        # From [1, 2] exactly up to 2κ, and only then down: fixed point loses least.
+        return u.polynomial(of_octave) * scale * (1 / high)
+
+    made = Realisation(
+        "reciprocal", "normalised", domain, apply, relative=True, needs=COMPARE, source="range reduction by comparisons"
+    )
+    return measured(made, TRUE, (high / 2, high))
+
+
+def normalise(x: Tensor, domain: Interval, *, power: float = 1.0) -> tuple[Tensor, Tensor | float]:
+    """``x·s`` in ``[high/2, high]`` for a power of two s, and ``s^power``.
+
+    Bisection: of n octaves left, what lies below ``high/2^⌊n/2⌋`` is brought up by as many; ⌈n/2⌉ are left.
+    Domain: ``[low, high]``, low > 0.
+    Error: none; all factors of x are whole numbers.
+    Cost: ``c = ⌈log2⌈log2(high/low)⌉⌉`` comparisons, ``2c − 1`` products.
+    Source: binary search.
+    """
+    low, high = domain
+    octaves = math.ceil(math.log2(high / low) - 1e-12)
+    scale: Tensor | float = 1.0
+    while octaves > 1:
+        up = octaves // 2
+        octaves -= up
+        small = x.less(high / 2**up)
+        x = x * (small * (2**up - 1) + 1.0)
+        step = small * (2 ** (up * power) - 1) + 1.0
+        scale = step if isinstance(scale, float) else scale * step
+    return x, scale
+
+
+def secformer(domain: Interval, *, steps: int = 13) -> Realisation:
+    """Goldschmidt division of ``x/η``, η = 5000: ``p, q ← p·(2−q), q·(2−q)`` from ``p = 1/η, q = x/η``.
+
+    Domain: ``[low, high]`` within (0, 2η); refused where it errs by more than 10 %, which 13 steps do below 1.4.
+    Error: relative, ``(1 − x/η)^(2^steps)``, measured when made: 2.8e-4 from x = 5.
+    Cost: depth ``steps + 1``, ``2·(steps − 1)`` products.
+    Source: SecFormer, arXiv 2401.00793, softmax; the published code has no deflation, and diverges for x > 2.
+    """
+    check_positive("reciprocal(secformer)", domain)
+    made = Realisation(
+        "reciprocal",
+        "secformer",
+        domain,
+        lambda x: goldschmidt_steps(x, SECFORMER_DEFLATION, (1.0,) * steps),
+        relative=True,
+        source="SecFormer, arXiv 2401.00793",
+    )
+    return converging(made, TRUE, f'in {steps} steps; add steps, or use kind = "goldschmidt"')
 
 
 def crypten(domain: Interval, *, steps: int = 10) -> Realisation:
@@ -102,47 +219,40 @@ def crypten(domain: Interval, *, steps: int = 10) -> Realisation:
     Cost: one exp (8 squarings), then 2 products a step.
     Source: CrypTen 0.4.1 (``reciprocal_nr_iters = 10``, ``reciprocal_all_pos``).
     """
-    _positive("reciprocal(crypten)", domain)
+    check_positive("reciprocal(crypten)", domain)
     if domain[1] > 250:
         raise PlanError(
             f"reciprocal(crypten) holds up to 250, the calibrated range reaches {domain[1]:.3g}; "
             'use kind = "chebyshev" or "goldschmidt"'
         )
-    t = np.geomspace(*domain, 4001)
-    y = 3 * (1 + (1 - 2 * t) / 256) ** 256 + 0.003
-    for _ in range(steps):
-        y = 2 * y - t * y * y
-    measured = float(np.max(np.abs(y * t - 1)))
-    if not measured <= 0.1:
-        raise PlanError(
-            f"reciprocal(crypten) does not converge in {steps} steps on [{domain[0]:.3g}, {domain[1]:.3g}]; raise the "
-            'normaliser\'s ε, or use kind = "chebyshev" or "goldschmidt"'
-        )
-    return Realisation(
+    made = Realisation(
         "reciprocal",
         "crypten",
         domain,
-        lambda x: _newton(x, steps),
-        error=measured,
+        lambda x: _newton_crypten(x, steps),
         relative=True,
         source="CrypTen 0.4.1, Newton-Raphson",
     )
+    return converging(
+        made,
+        TRUE,
+        f'in {steps} steps; raise the normaliser\'s ε, or use kind = "chebyshev" or "goldschmidt"',
+    )
 
 
-def _newton(x: Tensor, steps: int) -> Tensor:
+def _newton_crypten(x: Tensor, steps: int) -> Tensor:
     y = exp.limit_power(x * -2 + 1.0, 8) * 3 + 0.003
     for _ in range(steps):
         y = y * 2 - y.square() * x
     return y
 
 
-def _positive(subject: str, domain: Interval) -> None:
-    if domain[0] <= 0:
-        raise PlanError(
-            f"{subject} needs a positive domain, the range asked for is [{domain[0]:.3g}, {domain[1]:.3g}]; "
-            "raise the normaliser's ε or retrain with a range penalty"
-        )
-
-
-REALISATIONS: dict[str, Builder] = {"chebyshev": chebyshev, "goldschmidt": goldschmidt, "crypten": crypten}
-TRUE = reciprocal
+REALISATIONS: dict[str, Builder] = {
+    **_SMOOTH.builders(),
+    "goldschmidt": goldschmidt,
+    "goldschmidt_plain": goldschmidt_plain,
+    "newton": newton,
+    "normalised": normalised,
+    "secformer": secformer,
+    "crypten": crypten,
+}

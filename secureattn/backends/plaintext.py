@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,17 +12,14 @@ import numpy.typing as npt
 import torch
 from typing_extensions import Self
 
-from secureattn.errors import CapabilityError, InputError
+from secureattn.errors import InputError
 from secureattn.events import Recorder
+from secureattn.series import FourierSeries
 from secureattn.tensor import Capability, Public, Tensor
 
 Observer = Callable[[str, torch.Tensor], None]
-_EXACT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "exp": torch.exp,
-    "gelu": torch.nn.functional.gelu,
-    "reciprocal": torch.reciprocal,
-    "rsqrt": torch.rsqrt,
-}
+_CONVOLVE_FROM = 16
+"""Tokens per feature and binary digit of their number from which a convolution beats the scores, measured."""
 
 
 class PlaintextBackend:
@@ -32,8 +30,8 @@ class PlaintextBackend:
     def __init__(
         self, *, exact: bool = False, dtype: torch.dtype = torch.float64, recorder: Recorder | None = None
     ) -> None:
-        compare = {Capability.COMPARE, Capability.LOOKUP}
-        self.capabilities = frozenset(compare | {Capability.EXACT} if exact else compare)
+        able = {Capability.COMPARE, Capability.LOOKUP, Capability.MATRIX}
+        self.capabilities = frozenset(able | {Capability.EXACT} if exact else able)
         self.dtype = dtype
         self.recorder = recorder or Recorder()
         self.observers: list[Observer] = []
@@ -104,6 +102,32 @@ class PlaintextTensor(Tensor):
     def mix(self, v: Self) -> Self:
         return self._do("mix", lambda: self.data @ v.data)
 
+    def linear_attention(self, k: Self, v: Self, kernel: torch.Tensor | None = None) -> tuple[Self, Self]:
+        """The cheapest of three forms: by the scores, by ``kᵀ·v``, by a convolution over tokens.
+
+        The scores exist in the first alone, which therefore runs whenever someone observes.
+        """
+        tokens, width = k.shape[-2:]
+        if kernel is None and tokens > width and not self.backend.observers:
+            state = k._do("state", lambda: k.data.transpose(-1, -2) @ v.data)
+            return self.mix(state), self.inner(k.sum(-2))
+        longest = _CONVOLVE_FROM * width * math.log2(2 * tokens)
+        if kernel is not None and tokens > longest and not self.backend.observers:
+            values = torch.cat([v.data, torch.ones_like(v.data[..., :1])], -1)
+            with self.backend.recorder.op("convolve"):
+                mixed = _convolved(self.data, k.data, values, kernel)
+            return self._new(mixed[..., :-1]), self._new(mixed[..., -1:])
+        return super().linear_attention(k, v, kernel)
+
+    def per_key(self) -> Self:
+        return self._new(self.data.transpose(-1, -2))
+
+    def pool(self, size: int) -> Self:
+        b, h, s, d = self.shape
+        if s % size:
+            raise InputError(f"pool({size}) needs a multiple of {size} tokens, got {list(self.shape)}")
+        return self._do("pool", lambda: self.data.reshape(b, h, s // size, size, d).mean(3))
+
     def sum(self, axis: int) -> Self:
         return self._do("sum", lambda: self.data.sum(axis, keepdim=True))
 
@@ -121,6 +145,9 @@ class PlaintextTensor(Tensor):
         where[axis] = part
         return self._new(self.data[tuple(where)])
 
+    def series(self, f: FourierSeries) -> Self:
+        return self._do("series", lambda: _Series.apply(self.data, f))  # type: ignore[no-untyped-call]
+
     def refresh(self, site: str) -> Self:
         return self.observe(site)
 
@@ -130,12 +157,10 @@ class PlaintextTensor(Tensor):
     def max(self, axis: int) -> Self:
         return self._do("max", lambda: self.data.amax(axis, keepdim=True))
 
-    def exact(self, function: str) -> Self:
+    def exact(self, function: str, true: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         if Capability.EXACT not in self.backend.capabilities:
             raise self._lacks(Capability.EXACT, function)
-        if function not in _EXACT:
-            raise CapabilityError(f"no true form of {function!r} is known; there are {', '.join(sorted(_EXACT))}")
-        return self._do(function, lambda: _EXACT[function](self.data))
+        return self._do(function, lambda: true(self.data))
 
     def _value(self, other: Any) -> Any:
         if isinstance(other, PlaintextTensor):
@@ -150,3 +175,35 @@ class PlaintextTensor(Tensor):
 
     def _new(self, data: torch.Tensor) -> Self:
         return type(self)(self.backend, data)
+
+
+def _convolved(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """``Σ_j t_(j−i)·(q_i·k_j)·v_j`` as ``q_i·Σ_j t_(j−i)·k_j v_jᵀ``: a convolution of all k_j v_jᵀ, ``[B,H,S,Dh·Dv]``,
+    with the first column and row of the Toeplitz ``kernel [H,S,S]``.
+    """
+    tokens = k.shape[-2]
+    length = 1 << (2 * tokens - 2).bit_length()
+    between = kernel.new_zeros(*kernel.shape[:-2], length - 2 * tokens + 1)
+    circulant = torch.cat([kernel[..., :, 0], between, kernel[..., 0, 1:].flip(-1)], -1)
+    outer = (k.unsqueeze(-1) * v.unsqueeze(-2)).flatten(-2)
+    spectrum = torch.fft.rfft(outer, n=length, dim=-2) * torch.fft.rfft(circulant).unsqueeze(-1)
+    states = torch.fft.irfft(spectrum, n=length, dim=-2)[..., :tokens, :].unflatten(-1, (k.shape[-1], v.shape[-1]))
+    mixed: torch.Tensor = (q.unsqueeze(-2) @ states).squeeze(-2)
+    return mixed
+
+
+class _Series(torch.autograd.Function):
+    """A Fourier series that keeps only its argument for the gradient, not an array for every harmonic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, f: FourierSeries) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.series = f
+        angle = x * (2 * math.pi / f.period)
+        value: torch.Tensor = f.at(x, torch.cos(angle), torch.sin(angle))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradient * _Series.apply(x, ctx.series.derivative()), None  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,8 @@ class Comparison:
                 "encrypted_with_clear": agreement(self.encrypted.outputs, self.clear.outputs),
             },
             "max_abs_error": {
-                "approximation": _distance(self.clear, self.exact),
-                "encryption": _distance(self.encrypted, self.clear),
+                "approximation": _finite(_distance(self.clear, self.exact)),
+                "encryption": _finite(_distance(self.encrypted, self.clear)),
             },
             "escapes": dict(self.clear.escapes),
             "seconds": {name: seconds.get(name) for name in (*PHASES, "total")},
@@ -83,7 +84,7 @@ def show(c: Comparison, console: Console) -> None:
     console.print(table)
     if c.clear.escapes:
         left = ", ".join(f"{n} at {site}" for site, n in c.clear.escapes.items())
-        console.print(f"values outside their function's domain: {left}")
+        console.print(f"warning: values outside their function's domain: {left}")
     console.print(phase_table(c.encrypted.ledger))
     show_basis(c.plan, console)
 
@@ -102,6 +103,11 @@ def _shown(value: object) -> str:
     if isinstance(value, list):
         return "+".join(map(str, value))
     return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _finite(x: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return x if math.isfinite(x) else None
 
 
 def _distance(a: Run, b: Run) -> float:

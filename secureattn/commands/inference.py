@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from secureattn.commands.output import whole
 from secureattn.errors import InputError
+from secureattn.nn.model import Model
 from secureattn.runs import Array
 
 INPUTS = (".npy", ".json", ".safetensors")
@@ -31,6 +32,28 @@ def read_inputs(path: Path) -> Array:
         raise InputError(f"input {path} cannot be read: {error}") from error
 
 
+def outside(model: Model, inputs: Array) -> str:
+    """What to warn of inputs that leave the interval the model was calibrated on; empty where none do."""
+    if model.ranges.input is None:
+        return ""
+    low, high = model.ranges.input
+    left = int(((inputs < low) | (inputs > high)).sum())
+    if not left:
+        return ""
+    return (
+        f"{left} of {inputs.size} input values lie outside [{low:g}, {high:g}], for which model {model.config.name} "
+        "was calibrated; approximations may leave their domains and the results may be wrong"
+    )
+
+
+def lost(scores: Array) -> str:
+    """What to warn of scores ``[N,C]`` that are not finite; empty where all are."""
+    rows = int((~np.isfinite(scores).all(-1)).sum())
+    return (
+        f"{rows} of {len(scores)} inputs have scores that are not finite, as values left their domains" if rows else ""
+    )
+
+
 def check_output(path: Path) -> None:
     """Refuse an output format before anything is computed."""
     if path.suffix not in OUTPUTS:
@@ -38,10 +61,14 @@ def check_output(path: Path) -> None:
 
 
 def write_outputs(path: Path, scores: Array) -> None:
-    """Scores ``[N,C]`` as .npy, or classes and scores as .json."""
+    """Scores ``[N,C]`` as .npy, or classes and scores as .json, where null stands for scores that are not finite."""
     with whole(path) as draft:
         if path.suffix == ".npy":
             np.save(draft, scores)
         else:
-            found = {"classes": scores.argmax(-1).tolist(), "scores": scores.tolist()}
+            finite = [row if np.isfinite(row).all() else None for row in scores]
+            found = {
+                "classes": [row if row is None else int(row.argmax()) for row in finite],
+                "scores": [row if row is None else row.tolist() for row in finite],
+            }
             draft.write_text(json.dumps(found, allow_nan=False) + "\n")

@@ -25,7 +25,7 @@ from secureattn.ledger import (
     write_plot,
     write_trace,
 )
-from secureattn.ledger.plot import SUFFIXES
+from secureattn.ledger.figure import SUFFIXES
 from secureattn.plan import Plan
 from secureattn.runs import Run
 

@@ -32,6 +32,7 @@ _CRYPTEN = (
     "openings",
     "products",
     "macs",
+    "harmonics",
     "truncations",
     "comparisons",
     "dealer_requests",

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secureattn.errors import EngineError, InputError
+from secureattn.errors import InputError
 from secureattn.events import PHASES
 from secureattn.ledger import units
+from secureattn.ledger.figure import checked, save, styled
 from secureattn.ledger.ledger import Ledger
 from secureattn.ledger.machine import in_words, machine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SUFFIXES = (".png", ".svg")
 
 # Colours that the colour-blind can tell apart: parts from Okabe and Ito (2008), phases from Paul Tol's "light" scheme.
 _ATTENTION, _FFN = "#0072B2", "#E69F00"
@@ -27,16 +25,6 @@ _PHASES = dict(zip(PHASES, ("#DDDDDD", "#EEDD88", "#99DDFF", "#AAAA00", "#77AADD
 _LAYERS_APART = 3
 _COMPARABLE = 8.0
 _BAR_IN, _LEGEND_ROW_IN = 0.62, 0.19
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "secureattn",
-}
-
 Bar = dict[str, float]
 
 
@@ -47,30 +35,11 @@ def write_plot(ledgers: Sequence[Ledger], path: str | Path, *, described: dict[s
     axis is in per cent. More than 3 layers are summed to one attention and one ffn. ``described`` is the machine the
     runs were measured on, this one unless given (``machine()``).
     """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"a plot is written as .png or .svg, {path.name} is neither; name it {path.stem}.png")
+    path = checked(path)
     if not ledgers:
         raise InputError("there is no ledger to draw; give at least one")
-    with _matplotlib():
-        figure = _figure(ledgers, in_words(described or machine()))
-        dated: dict[str, Any] = {"Date": None} if path.suffix.lower() == ".svg" else {}
-        try:
-            figure.savefig(path, dpi=200, metadata=dated, bbox_inches="tight", pad_inches=0.2, facecolor="white")
-        except OSError as error:
-            raise InputError(f"the plot cannot be written to {path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _matplotlib() -> Iterator[None]:
-    try:
-        import matplotlib
-        import matplotlib.backends.backend_agg
-        import matplotlib.figure
-    except ImportError as missing:
-        raise EngineError("a plot needs matplotlib, which is missing; pip install 'secureattn[plot]'") from missing
-    with matplotlib.rc_context(_STYLE):
-        yield
+    with styled():
+        save(_figure(ledgers, in_words(described or machine())), path)
 
 
 # ---- what the bars hold -------------------------------------------------------------------------------------

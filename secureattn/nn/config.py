@@ -9,10 +9,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from secureattn.approx.attention import VARIANTS, Attention
 from secureattn.errors import ProtocolError
 
-ATTENTIONS = ("power_softmax", "power_softmax_length_agnostic", "softmax", "quad")
-NORMS = ("layernorm", "batchnorm")
+ATTENTIONS = tuple(sorted(VARIANTS))
+NORMS = {"layernorm": "rsqrt", "rmsnorm": "rsqrt", "batchnorm": None, "dyt": "tanh", "derf": "erf"}
+"""Norm → the function it computes at run time."""
+STATISTICS_FREE = ("dyt", "derf")
+"""Norms that are a function of each element alone, ``f(α·x)`` with a learnt α."""
+ACTIVATIONS = ("gelu", "silu", "relu")
 
 
 def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
@@ -24,8 +29,10 @@ class ModelConfig:
     """A transformer encoder for classification; with LayerNorm the head reads the stream less its mean over features.
 
     ``tokens`` S, ``features`` per token before embedding, ``width`` D, ``heads`` H, ``hidden`` FFN width, ``classes``.
-    ``attention`` is one of ATTENTIONS, with ``power`` and ``attention_epsilon`` for Power-Softmax. ``layernorm`` needs
-    its statistics at run time; ``batchnorm`` folds into the next linear layer.
+    ``attention`` is one of ATTENTIONS, with ``power`` and ``attention_epsilon`` where it has them; ``activation`` is
+    one of ACTIVATIONS. ``norm`` is one of NORMS: ``layernorm`` and ``rmsnorm`` need statistics of the features at run
+    time, ``batchnorm`` folds into the next linear layer, ``dyt`` (arXiv 2503.10622) and ``derf`` are ``tanh(α·x)`` and
+    ``erf(α·x)``.
     """
 
     name: str
@@ -41,6 +48,7 @@ class ModelConfig:
     attention_epsilon: float = 1.0
     norm: str = "layernorm"
     norm_epsilon: float = 1e-5
+    activation: str = "gelu"
 
     def __post_init__(self) -> None:
         wrong = [
@@ -54,6 +62,8 @@ class ModelConfig:
             wrong.append(f"attention {self.attention!r} is none of {', '.join(ATTENTIONS)}")
         if self.norm not in NORMS:
             wrong.append(f"norm {self.norm!r} is none of {', '.join(NORMS)}")
+        if self.activation not in ACTIVATIONS:
+            wrong.append(f"activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}")
         if not wrong and self.attention.startswith("power") and self.power % 2:
             wrong.append(f"power must be even, not {self.power}")
         wrong += [
@@ -69,18 +79,28 @@ class ModelConfig:
         """Dh = D/H."""
         return self.width // self.heads
 
-    def sites(self) -> dict[str, str]:
-        """Every place a non-linear function of one variable is computed → the function's name."""
+    @property
+    def variant(self) -> Attention:
+        """The attention variant."""
+        return VARIANTS[self.attention]
+
+    def own_parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Name → shape of what the attention variant learns in a layer beside its four matrices."""
+        return self.variant.parameters(self.heads, self.tokens)
+
+    def layer_sites(self) -> dict[str, str]:
+        """Every place in a layer where a function of one variable is computed → the function's name."""
         found: dict[str, str] = {}
-        for i in range(self.layers):
-            if self.norm == "layernorm":
-                found[f"layer.{i}/attention/norm"] = "rsqrt"
-                found[f"layer.{i}/ffn/norm"] = "rsqrt"
-            if self.attention == "softmax":
-                found[f"layer.{i}/attention/exp"] = "exp"
-            found[f"layer.{i}/attention/normaliser"] = "reciprocal"
-            found[f"layer.{i}/ffn/gelu"] = "gelu"
-        return found
+        norm = NORMS[self.norm]
+        if norm:
+            found |= {"attention/norm": norm, "ffn/norm": norm}
+        found |= {f"attention/{site}": function for site, function in self.variant.sites.items()}
+        return {**found, f"ffn/{self.activation}": self.activation}
+
+    def sites(self) -> dict[str, str]:
+        """The same for all layers, by path."""
+        layer = self.layer_sites()
+        return {f"layer.{i}/{site}": function for i in range(self.layers) for site, function in layer.items()}
 
     def to_json(self) -> str:
         """The text of config.json."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from secureattn.approx import Realisation
+from secureattn.approx.attention import Call
 from secureattn.approx.layernorm import rmsnorm
-from secureattn.approx.power_softmax import power_softmax, power_softmax_length_agnostic
-from secureattn.approx.softmax import RowWeights, quad, softmax
 from secureattn.nn.fold import Folded, FoldedLayer, Linear
 from secureattn.tensor import Backend, Tensor, Weight
 
@@ -23,6 +22,9 @@ class Encoder:
         self._weights: dict[int, tuple[Weight, Weight]] = {}
         for linear in _linears(folded):
             self._weights[id(linear)] = (backend.weight(linear.weight), backend.weight(linear.bias))
+        self._extras: dict[int, dict[str, Weight]] = {
+            id(layer): {name: backend.weight(value) for name, value in layer.extras.items()} for layer in folded.layers
+        }
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole network; regions ``embed``, ``layer.i/attention``, ``layer.i/ffn``, ``head``."""
@@ -42,30 +44,33 @@ class Encoder:
             return self._linear(x.refresh("input"), self.folded.head).sum(1)
 
     def _attention(self, x: Tensor, layer: FoldedLayer) -> Tensor:
-        heads, width = self.folded.config.heads, self.folded.config.width
-        qkv = self._linear(_norm(x, layer.attention_norm), layer.qkv).refresh("qkv")
-        q, k, v = (qkv.take(-1, slice(i * width, (i + 1) * width)).split_heads(heads) for i in range(3))
-        weights = self._row_weights(q.scores(k).refresh("scores"), layer)
-        context = (weights.numerator.refresh("numerator").mix(v) * weights.factor).merge_heads()
+        config = self.folded.config
+        qkv = self._linear(self._norm(x, layer, "attention"), layer.qkv).refresh("qkv")
+        width = config.width
+        q, k, v = (qkv.take(-1, slice(i * width, (i + 1) * width)).split_heads(config.heads) for i in range(3))
+        call = Call(
+            functions={site: at_site(site, layer.functions[f"attention/{site}"]) for site in config.variant.sites},
+            power=config.power,
+            epsilon=layer.attention_epsilon,
+            scale=layer.score_scale,
+            weights={name.removeprefix("attention/"): w for name, w in self._extras[id(layer)].items()},
+        )
+        context = config.variant.run(q, k, v, call).merge_heads()
         return self._linear(context.refresh("context"), layer.output)
 
-    def _row_weights(self, s: Tensor, layer: FoldedLayer) -> RowWeights:
-        config = self.folded.config
-        reciprocal = at_site("normaliser", layer.normaliser)
-        if config.attention == "power_softmax":
-            return power_softmax(s, p=config.power, epsilon=layer.attention_epsilon, reciprocal=reciprocal)
-        if config.attention == "power_softmax_length_agnostic":
-            return power_softmax_length_agnostic(
-                s, p=config.power, epsilon=layer.attention_epsilon, reciprocal=reciprocal
-            )
-        if config.attention == "quad":
-            return quad(s, reciprocal=reciprocal)
-        assert layer.exp is not None
-        return softmax(s, exp=at_site("exp", layer.exp), reciprocal=reciprocal)
-
     def _ffn(self, x: Tensor, layer: FoldedLayer) -> Tensor:
-        hidden = self._linear(_norm(x, layer.ffn_norm), layer.ffn_in)
-        return self._linear(at_site("gelu", layer.gelu)(hidden), layer.ffn_out)
+        hidden = self._linear(self._norm(x, layer, "ffn"), layer.ffn_in)
+        activation = self.folded.config.activation
+        return self._linear(at_site(activation, layer.functions[f"ffn/{activation}"])(hidden), layer.ffn_out)
+
+    def _norm(self, x: Tensor, layer: FoldedLayer, part: str) -> Tensor:
+        """The norm but for its gain and bias, which are in the next layer: nothing is left of a BatchNorm."""
+        site = f"{part}/norm"
+        if site not in layer.functions:
+            return x.observe("norm")
+        function = at_site("norm", layer.functions[site])
+        alpha = self._extras[id(layer)].get(site)
+        return rmsnorm(x, inverse_rms=function) if alpha is None else function(x * alpha)
 
     def _linear(self, x: Tensor, linear: Linear) -> Tensor:
         weight, bias = self._weights[id(linear)]
@@ -82,12 +87,6 @@ def at_site(site: str, function: Realisation) -> Function:
         return y.refresh(f"{site}.out")
 
     return apply
-
-
-def _norm(x: Tensor, inverse_rms: Realisation | None) -> Tensor:
-    if inverse_rms is None:
-        return x.observe("norm")
-    return rmsnorm(x, inverse_rms=at_site("norm", inverse_rms))
 
 
 def _linears(folded: Folded) -> list[Linear]:

@@ -6,8 +6,9 @@ Exact in real arithmetic, and differentiable, so training runs the very program 
   reads ``x − mean(x)`` by definition; so every layer that writes to it writes centred values (``C = I − 11ᵀ/D`` from
   the left) and nothing computes a mean;
 - gains and biases of norms (all of a BatchNorm) go into the linear layer that follows, ``1/√Dh`` into the queries;
-- the affine map of a polynomial's domain goes into what computes its argument: the FFN's first layer for GELU, the
-  scores (through the queries) for the normaliser, ``1/D`` of the norm into the polynomial itself;
+- the affine map of a polynomial's domain goes into what computes its argument: the FFN's first layer for its
+  activation, a norm's α, the queries for a function of the scores, the scores (through the queries) for the
+  normaliser of homogeneous weights, ``1/D`` of the norm into the polynomial itself;
 - the mean over tokens at the end becomes a sum, ``1/S`` goes into the head.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from secureattn.approx import Realisation
-from secureattn.nn.config import ModelConfig
+from secureattn.nn.config import STATISTICS_FREE, ModelConfig
 from secureattn.tensor import Tensor
 
 Weights = Mapping[str, torch.Tensor]
@@ -35,18 +36,18 @@ class Linear:
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """One block: its four linear layers, and its functions on folded arguments (None where a norm vanished)."""
+    """One block: its four linear layers, its functions on folded arguments by site (none where a norm vanished), what
+    else is multiplied with secrets (``extras``: a norm's α, what the attention variant learnt), and its constants.
+    """
 
     qkv: Linear
     output: Linear
     ffn_in: Linear
     ffn_out: Linear
-    attention_norm: Realisation | None
-    ffn_norm: Realisation | None
-    exp: Realisation | None
-    normaliser: Realisation
-    gelu: Realisation
+    functions: Mapping[str, Realisation]
+    extras: Mapping[str, torch.Tensor]
     attention_epsilon: float
+    score_scale: float
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,7 @@ class Folded:
 
     def functions(self) -> dict[str, Realisation]:
         """Site → the function that serves it, on the folded argument (the sites of ``ModelConfig.sites``)."""
-        parts = {
-            "attention/norm": "attention_norm",
-            "attention/exp": "exp",
-            "attention/normaliser": "normaliser",
-            "ffn/norm": "ffn_norm",
-            "ffn/gelu": "gelu",
-        }
-        served = {f"layer.{i}/{s}": getattr(x, p) for i, x in enumerate(self.layers) for s, p in parts.items()}
-        return {site: function for site, function in served.items() if function is not None}
+        return {f"layer.{i}/{site}": f for i, layer in enumerate(self.layers) for site, f in layer.functions.items()}
 
 
 def fold(config: ModelConfig, weights: Weights, realisations: Mapping[str, Realisation]) -> Folded:
@@ -88,26 +81,41 @@ def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str
         part: Linear(weights[f"{at}.{part}.weight"], weights[f"{at}.{part}.bias"])
         for part in ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.in", "ffn.out")
     }
-    normaliser, epsilon, score_factor = _fold_normaliser(config, realisations[f"{at}/attention/normaliser"])
-    gelu, gelu_slope, gelu_shift = _fold_affine(realisations[f"{at}/ffn/gelu"])
+    functions = {site: realisations[f"{at}/{site}"] for site in config.layer_sites()}
+    extras = _extras(config, weights, at)
+    for norm in ("attention/norm", "ffn/norm"):
+        if config.norm in STATISTICS_FREE:
+            functions[norm], slope = _fold_slope(functions[norm])
+            extras[norm] = extras[norm] * slope
+        elif norm in functions:
+            functions[norm] = _fold_norm(config, functions[norm])
+    activation = f"ffn/{config.activation}"
+    functions[activation], slope, shift = _fold_affine(functions[activation])
+    attention, epsilon, factor, scale = _fold_scores(config, functions)
     query = linear["attention.query"]
-    scale = score_factor / config.head_width**0.5
-    query = Linear(query.weight * scale, query.bias * scale)
+    factor *= config.variant.prescale(config.tokens) / config.head_width**0.5
+    query = Linear(query.weight * factor, query.bias * factor)
     read = (query, linear["attention.key"], linear["attention.value"])
     qkv = Linear(torch.cat([x.weight for x in read]), torch.cat([x.bias for x in read]))
     ffn_in = _after_norm(config, weights, f"{at}.ffn.norm", linear["ffn.in"])
     return FoldedLayer(
         qkv=_after_norm(config, weights, f"{at}.attention.norm", qkv),
         output=linear["attention.output"],
-        ffn_in=Linear(ffn_in.weight * gelu_slope, ffn_in.bias * gelu_slope + gelu_shift),
+        ffn_in=Linear(ffn_in.weight * slope, ffn_in.bias * slope + shift),
         ffn_out=linear["ffn.out"],
-        attention_norm=_fold_norm(config, realisations.get(f"{at}/attention/norm")),
-        ffn_norm=_fold_norm(config, realisations.get(f"{at}/ffn/norm")),
-        exp=realisations.get(f"{at}/attention/exp"),
-        normaliser=normaliser,
-        gelu=gelu,
+        functions={**functions, **attention},
+        extras=extras,
         attention_epsilon=epsilon,
+        score_scale=scale,
     )
+
+
+def _extras(config: ModelConfig, weights: Weights, at: str) -> dict[str, torch.Tensor]:
+    learnt = {name: weights[f"{at}.attention.{name}"] for name in config.own_parameters()}
+    extras = {f"attention/{name}": value for name, value in config.variant.weights(learnt, config.tokens).items()}
+    if config.norm in STATISTICS_FREE:
+        extras |= {f"{part}/norm": weights[f"{at}.{part}.norm.alpha"] for part in ("attention", "ffn")}
+    return extras
 
 
 def _centred(linear: Linear) -> Linear:
@@ -123,12 +131,11 @@ def _after_norm(config: ModelConfig, weights: Weights, norm: str, linear: Linear
     return Linear(linear.weight * gain, linear.bias + linear.weight @ bias)
 
 
-def _fold_norm(config: ModelConfig, rsqrt: Realisation | None) -> Realisation | None:
+def _fold_norm(config: ModelConfig, rsqrt: Realisation) -> Realisation:
     """``Σx² ↦ 1/√(Σx²/D + ε)`` from a realisation of ``1/√x``; one polynomial takes 1/D and ε into its affine map."""
-    if rsqrt is None:
-        return None
     width, epsilon = config.width, config.norm_epsilon
-    if rsqrt.polynomial is not None and rsqrt.polynomial.basis == "chebyshev":
+    if _is_chebyshev(rsqrt):
+        assert rsqrt.polynomial is not None
         low, high = rsqrt.polynomial.domain
         domain = ((low - epsilon) * width, (high - epsilon) * width)
         return rsqrt.with_polynomial(replace(rsqrt.polynomial, domain=domain))
@@ -140,21 +147,42 @@ def _fold_norm(config: ModelConfig, rsqrt: Realisation | None) -> Realisation | 
     return replace(rsqrt, apply=apply, domain=domain)
 
 
-def _fold_normaliser(config: ModelConfig, reciprocal: Realisation) -> tuple[Realisation, float, float]:
-    """The reciprocal of a normaliser scaled to a domain of width 2, the ε that goes with it, the scores' factor."""
-    p = reciprocal.polynomial
-    epsilon = config.attention_epsilon
-    if p is None or config.attention != "power_softmax":
-        return reciprocal, epsilon, 1.0
+def _fold_scores(
+    config: ModelConfig, functions: Mapping[str, Realisation]
+) -> tuple[dict[str, Realisation], float, float, float]:
+    """The attention's functions on folded scores, the ε that goes with them, the queries' factor, the scores' scale."""
+    variant, epsilon = config.variant, config.attention_epsilon
+    if variant.on_scores is not None:
+        site = f"attention/{variant.on_scores}"
+        folded, slope = _fold_slope(functions[site])
+        return {site: folded}, epsilon, slope, slope
+    site = "attention/normaliser"
+    if variant.homogeneous is None or functions[site].polynomial is None or functions[site].then is not None:
+        return {}, epsilon, 1.0, 1.0
+    p = functions[site].polynomial
+    assert p is not None
     factor = 2.0 / (p.domain[1] - p.domain[0])
-    # 1/x as a function of g·x is g·p(g·x/g)/g: scores^p carry the g that the division takes out again.
-    scaled = p.rescaled(factor).scaled(1.0 / factor)
-    return reciprocal.with_polynomial(scaled), epsilon * factor, factor ** (1.0 / config.power)
+    # 1/x as a function of g·x is g·p(g·x/g)/g: numerators carry the g that the division takes out again.
+    scaled = functions[site].with_polynomial(p.rescaled(factor).scaled(1.0 / factor))
+    root = factor ** (1.0 / variant.homogeneous(config.power))
+    return {site: scaled}, epsilon * factor, root, root
+
+
+def _fold_slope(realisation: Realisation) -> tuple[Realisation, float]:
+    """A Chebyshev polynomial on a domain of width 2 and the slope that takes its domain there."""
+    p = realisation.polynomial
+    if p is None or not _is_chebyshev(realisation):
+        return realisation, 1.0
+    return realisation.with_polynomial(p.rescaled(p.slope)), p.slope
 
 
 def _fold_affine(realisation: Realisation) -> tuple[Realisation, float, float]:
     """A Chebyshev polynomial on [−1,1] and the slope and shift that take its domain there."""
     p = realisation.polynomial
-    if p is None or p.basis != "chebyshev":
+    if p is None or not _is_chebyshev(realisation):
         return realisation, 1.0, 0.0
     return realisation.with_polynomial(p.on_unit()), p.slope, p.shift
+
+
+def _is_chebyshev(realisation: Realisation) -> bool:
+    return realisation.polynomial is not None and realisation.polynomial.basis == "chebyshev"

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from secureattn.errors import InputError, ProtocolError
-from secureattn.nn.config import ModelConfig
+from secureattn.nn.config import STATISTICS_FREE, ModelConfig
 
 Array = npt.NDArray[np.float64]
 Parameters = dict[str, Array]
@@ -38,6 +38,10 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             statistics = ("mean", "variance") if config.norm == "batchnorm" else ()
             for name in ("gain", "bias", *statistics):
                 found[f"layer.{i}.{part}.norm.{name}"] = (d,)
+            if config.norm in STATISTICS_FREE:
+                found[f"layer.{i}.{part}.norm.alpha"] = (1,)
+        for name, shape in config.own_parameters().items():
+            found[f"layer.{i}.attention.{name}"] = shape
     return found
 
 
@@ -48,6 +52,8 @@ def initial(config: ModelConfig, seed: int) -> Parameters:
     for name, shape in shapes(config).items():
         if name.endswith(("gain", "variance")):
             made[name] = np.ones(shape)
+        elif name.endswith("alpha"):
+            made[name] = np.full(shape, 0.5)
         elif name == "position":
             made[name] = rng.normal(scale=0.5, size=shape)
         elif name.endswith("weight"):

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secureattn.approx import Interval
+from secureattn.approx import FUNCTIONS, Interval
 from secureattn.errors import ProtocolError
 from secureattn.nn.config import ModelConfig
-
-_POSITIVE = {"reciprocal", "rsqrt"}
 
 
 @dataclass(frozen=True)
 class Ranges:
     """Per site: the interval ``observed`` on the calibration data and the ``domains`` (observed plus a margin) that
-    approximations must cover; per refresh point: a bound on ``|value|``, margin included.
+    approximations must cover; per refresh point: a bound on ``|value|``, margin included; ``input``: the interval of
+    the inputs, margin included, None in files that do not say.
     """
 
     observed: Mapping[str, Interval]
@@ -27,6 +26,7 @@ class Ranges:
     bounds: Mapping[str, float]
     samples: int
     margin: float
+    input: Interval | None = None
 
     def to_json(self) -> str:
         """The text of ranges.json."""
@@ -38,6 +38,7 @@ class Ranges:
             "format": 1,
             "samples": self.samples,
             "margin": self.margin,
+            **({"input": list(self.input)} if self.input else {}),
             "sites": sites,
             "bounds": dict(sorted(self.bounds.items())),
         }
@@ -56,12 +57,13 @@ class Ranges:
             domains = {site: (float(v["domain"][0]), float(v["domain"][1])) for site, v in raw["sites"].items()}
             bounds = {site: float(v) for site, v in raw["bounds"].items()}
             samples, margin = int(raw["samples"]), float(raw["margin"])
+            around = (float(raw["input"][0]), float(raw["input"][1])) if "input" in raw else None
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise ProtocolError(f"ranges {path}", [f"cannot be read: {error!r}"]) from error
         wrong = [f"no range for {site}; calibrate the model again" for site in config.sites() if site not in domains]
         wrong += [
             f"{site}: [{low}, {high}] is not an interval"
-            for site, (low, high) in domains.items()
+            for site, (low, high) in {**domains, **({"input": around} if around else {})}.items()
             if not (math.isfinite(low) and math.isfinite(high) and low < high)
         ]
         wrong += [
@@ -73,17 +75,18 @@ class Ranges:
         wrong += [f"{site}: bound {b} is not a positive number" for site, b in bounds.items() if not 0 < b < math.inf]
         if wrong:
             raise ProtocolError(f"ranges {path}", wrong)
-        return cls(observed, domains, bounds, samples, margin)
+        return cls(observed, domains, bounds, samples, margin, around)
 
 
 def widened(function: str, interval: Interval, margin: float, floor: float = 0.0) -> Interval:
     """An interval plus a margin: by a factor ``1+margin`` for functions of positive values (never below ``floor``),
-    by that share of the larger end, symmetrically, for GELU, by that share of the width otherwise.
+    by that share of the larger end, symmetrically, for functions with a parity, by that share of the width otherwise.
     """
     low, high = interval
-    if function in _POSITIVE:
+    kind = FUNCTIONS[function].RANGE
+    if kind == "positive":
         return max(low / (1 + margin), floor), high * (1 + margin)
-    if function == "gelu":
+    if kind == "symmetric":
         m = max(abs(low), abs(high)) * (1 + margin)
         return -m, m
     pad = (high - low) * margin

@@ -4,14 +4,12 @@ and refuses what cannot run before any key is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-from secureattn.approx import Realisation
 from secureattn.errors import CapabilityError, PlanError
 from secureattn.nn.model import Model
 from secureattn.plan.base import CkksPlan, MpcPlan, Plan, party_name
-from secureattn.plan.ckks import HIDING_BITS, Progress, plan_ckks
+from secureattn.plan.ckks import HIDING_BITS, Progress, plan_ckks, program_depth
 from secureattn.plan.mpc import plan_mpc, run_symbolic_party
 from secureattn.protocol import Protocol
 
@@ -22,6 +20,7 @@ __all__ = [
     "Plan",
     "make_plan",
     "party_name",
+    "program_cost",
     "run_symbolic_party",
 ]
 
@@ -31,9 +30,9 @@ def make_plan(model: Model, protocol: Protocol, *, samples: int, progress: Progr
     if samples < 1:
         raise PlanError(f"a plan needs at least 1 sample, not {samples}")
     realisations = protocol.realisations(model)
-    _check_capabilities(protocol, realisations)
     warnings = tuple(w for w in (protocol.mpc.warning if protocol.engine == "crypten" else None,) if w)
     draft = Plan(model, protocol, samples, realisations, warnings=warnings)
+    _check_capabilities(draft)
     if protocol.engine == "ckks":
         return replace(draft, ckks=plan_ckks(draft, progress or (lambda _: None)))
     if protocol.engine == "crypten":
@@ -41,14 +40,28 @@ def make_plan(model: Model, protocol: Protocol, *, samples: int, progress: Progr
     return draft
 
 
-def _check_capabilities(protocol: Protocol, realisations: Mapping[str, Realisation]) -> None:
-    if protocol.engine != "ckks":
+def program_cost(draft: Plan) -> int:
+    """What a program costs before parameters are chosen: levels in one go under CKKS, rounds on shares."""
+    if draft.protocol.engine == "ckks":
+        return program_depth(draft)
+    events = run_symbolic_party(draft, 0).recorder.events.values()
+    return sum(event.counts.get("rounds", 0) for event in events if event.phase == "online")
+
+
+def _check_capabilities(draft: Plan) -> None:
+    if draft.protocol.engine != "ckks":
         return
+    variant = draft.config.variant
     wrong = [
+        f"attention {variant.name} needs {capability.value}, which the ckks engine lacks; choose another variant, or "
+        "run the model on secret shares"
+        for capability in sorted(variant.needs, key=lambda c: c.value)
+    ]
+    wrong += [
         f"{site}: {r.label} needs comparison, which the ckks engine lacks; use a polynomial such as "
         f'{r.function} = {{ kind = "chebyshev", degree = 15 }}'
-        for site, r in realisations.items()
-        if r.needs_comparison
+        for site, r in draft.realisations.items()
+        if r.needs
     ]
     if wrong:
         raise CapabilityError("; ".join(wrong))

@@ -10,6 +10,7 @@ from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.events import Recorder
 from secureattn.ledger import Ledger
+from secureattn.nn.config import ModelConfig
 from secureattn.nn.fold import Folded, fold
 from secureattn.nn.model import Model
 from secureattn.protocol import Protocol
@@ -61,6 +62,11 @@ class Plan:
     warnings: tuple[str, ...] = field(default=())
 
     @property
+    def config(self) -> ModelConfig:
+        """The model's config, its softmax computed the way the protocol says."""
+        return self.protocol.served(self.model.config)
+
+    @property
     def title(self) -> str:
         """Model and protocol, for tables."""
         return f"{self.model.config.name} · {self.protocol.name}"
@@ -77,7 +83,7 @@ class Plan:
     def folded(self, *, weights: bool = True) -> Folded:
         """The program; without weights it has zeros of the right shapes, for whoever may not see them."""
         model = self.model
-        return fold(model.config, model.weights if weights else model.weight_shapes, self.realisations)
+        return fold(self.config, model.weights if weights else model.weight_shapes, self.realisations)
 
 
 def party_name(rank: int) -> str:

@@ -51,6 +51,11 @@ def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
     return best
 
 
+def program_depth(draft: Plan) -> int:
+    """Levels that a program takes in one go."""
+    return Unlimited.levels - _probe(draft, draft.folded(weights=True)).output.level
+
+
 def _probe(draft: Plan, folded: Folded) -> SymbolicCkks:
     """A run with more levels than anything needs: it shows the program's depth and where refreshes are possible."""
     parameters = cast(CkksParameters, Unlimited(RINGS[-1]))
@@ -103,7 +108,7 @@ def _with_refresh(
 def _run(
     draft: Plan, folded: Folded, parameters: CkksParameters, schedule: frozenset[str], *, refresh: bool = True
 ) -> SymbolicCkks:
-    config = draft.model.config
+    config = draft.config
     backend = SymbolicCkks(parameters, tokens=config.tokens, schedule=schedule, refresh=refresh)
     network = Encoder(folded, backend)
     with backend.recorder.phase("online"):

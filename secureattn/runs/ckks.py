@@ -51,7 +51,7 @@ class Server:
     def __init__(self, plan: Plan, evaluation_keys: Any, recorder: Recorder) -> None:
         assert plan.ckks is not None
         self.plan = plan.ckks
-        self.config = plan.model.config
+        self.config = plan.config
         self.machine = Machine(self.plan.parameters, SealEvaluator(self.plan.parameters, evaluation_keys), recorder)
         self.backend = CkksBackend(self.machine, tokens=self.config.tokens, schedule=self.plan.schedule)
         self.network = Encoder(plan.folded(), self.backend)
@@ -65,6 +65,7 @@ class Server:
             ciphers = [self._loaded(device.load(blob)) for blob in blobs]
         shape = (samples, self.config.tokens, self.config.features)
         self.backend.refresher = MaskedRefresh(self.machine, refresh)
+        self.backend.refresh_points.clear()
         try:
             output: Any = self.network(self.backend.tensor(ciphers, shape))
         finally:

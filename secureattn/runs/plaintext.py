@@ -18,7 +18,7 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, exact: bo
     """Class scores ``[N,C]``."""
     model = plan.model
     realisations = exact_realisations(model) if exact else plan.realisations
-    folded = fold(model.config, model.weights, realisations)
+    folded = fold(model.config if exact else plan.config, model.weights, realisations)
     backend = PlaintextBackend(exact=exact, recorder=Recorder(trace=trace))
     escapes: dict[str, int] = {}
     domains = {site: function.domain for site, function in folded.functions().items()}
@@ -27,7 +27,7 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, exact: bo
         if site in domains:
             low, high = domains[site]
             slack = 1e-9 * (high - low)
-            escapes[site] = int(((value < low - slack) | (value > high + slack)).sum())
+            escapes[site] = escapes.get(site, 0) + int((~((value >= low - slack) & (value <= high + slack))).sum())
 
     backend.observers.append(count_escapes)
     with torch.no_grad(), backend.recorder.phase("online"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from secureattn.approx.softmax import RowWeights
+from secureattn.approx.attention.base import Attention, Call, RowWeights
 from secureattn.tensor import Public, Tensor
 
 
@@ -85,3 +85,36 @@ def even_power(s: Tensor, p: int) -> Tensor:
         if power is not None and not p:
             return power
         s = s.square()
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    s = call.scores(q, k)
+    return call.mix(power_softmax(s, p=call.power, epsilon=call.epsilon, reciprocal=call["normaliser"]), v)
+
+
+def _length_agnostic(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    s = call.scores(q, k)
+    weights = power_softmax_length_agnostic(s, p=call.power, epsilon=call.epsilon, reciprocal=call["normaliser"])
+    return call.mix(weights, v)
+
+
+VARIANTS = (
+    Attention(
+        "power_softmax",
+        "s^p / (ε + Σ s^p)",
+        _plain,
+        source="Zimerman et al., arXiv 2410.09457, eq. 3",
+        sites={"normaliser": "reciprocal"},
+        homogeneous=lambda power: power,
+        floors={"normaliser": lambda epsilon, keys: epsilon},
+    ),
+    Attention(
+        "power_softmax_length_agnostic",
+        "s^p/n / (ε + mean s^p)",
+        _length_agnostic,
+        source="Zimerman et al., arXiv 2410.09457, length-agnostic variant",
+        sites={"normaliser": "reciprocal"},
+        homogeneous=lambda power: power,
+        floors={"normaliser": lambda epsilon, keys: epsilon},
+    ),
+)

@@ -1,31 +1,11 @@
-"""Softmax without a maximum, and the quadratic function that some models use instead."""
+"""Softmax as models define it, shifted by its mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from secureattn.approx.attention.base import Attention, Call, RowWeights
 from secureattn.tensor import Public, Tensor
-
-
-@dataclass(frozen=True)
-class RowWeights:
-    """Attention weights not yet divided: ``numerator [B,H,S,S]`` times ``factor [B,H,S,1]``.
-
-    Kept apart so that attention may divide after mixing, where the depth of the reciprocal runs beside the product
-    with the values instead of after it.
-    """
-
-    numerator: Tensor
-    factor: Tensor
-
-    def weights(self) -> Tensor:
-        """``[B,H,S,S]``, each row summing to 1, or to Σ/(ε+Σ) where the kind has an ε."""
-        return self.numerator * self.factor
-
-    def mix(self, v: Tensor) -> Tensor:
-        """Weighted values ``[B,H,S,Dh]``."""
-        return self.numerator.mix(v) * self.factor
 
 
 def softmax(
@@ -50,17 +30,18 @@ def softmax(
     return RowWeights(weights, reciprocal(weights.sum(-1)))
 
 
-def quad(
-    s: Tensor, *, reciprocal: Callable[[Tensor], Tensor], shift: float = 5.0, mask: Public | None = None
-) -> RowWeights:
-    """``(s_j + 5)² / Σ_k (s_k + 5)²`` over the last axis: another function, for models trained with it.
+def _mean_shift(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    return call.mix(softmax(call.scores(q, k), exp=call["exp"], reciprocal=call["normaliser"]), v)
 
-    Domain: all scores; normaliser in the domain of ``reciprocal``.
-    Error: that of ``reciprocal``; not an approximation of softmax.
-    Cost: one square per score, one reciprocal per row.
-    Source: MPCFormer (2Quad), ICLR 2023.
-    """
-    squares = (s + shift).square()
-    if mask is not None:
-        squares = squares * mask
-    return RowWeights(squares, reciprocal(squares.sum(-1)))
+
+VARIANTS = (
+    Attention(
+        "softmax",
+        "e^(s − mean s) / Σ e^(s − mean s)",
+        _mean_shift,
+        source="shift invariance of softmax; Jensen's inequality",
+        sites={"exp": "exp", "normaliser": "reciprocal"},
+        on_scores="exp",
+        floors={"normaliser": lambda epsilon, keys: 0.98 * keys},  # n but for the error of exp
+    ),
+)

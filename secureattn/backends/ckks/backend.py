@@ -122,7 +122,7 @@ class CkksBackend:
     def refresh(self, site: str, x: BatchTensor) -> Parts | None:
         """Serve a refresh point: every part goes to the key owner in one round; None where the schedule lacks it."""
         path = f"{self.recorder.path}/{site}"
-        self.refresh_points[path] = x.parts.size
+        self.refresh_points[path] = self.refresh_points.get(path, 0) + x.parts.size  # a point may be passed repeatedly
         if path not in self.schedule:
             return None
         if self.refresher is None:

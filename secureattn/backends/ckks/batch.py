@@ -218,6 +218,13 @@ class BatchTensor(Tensor):
         b, h, s, d = self.shape
         return self._new(self.parts.reshape(1, h * d), (b, s, h * d))
 
+    def per_key(self) -> Self:
+        """Every cyclic diagonal of the row: ``rot_r`` for all offsets r; the logical shape is already broadcast."""
+        with self._op("per_key"):
+            b, heads, s, _ = self.shape
+            rotated = [self._rotated(r)[:, 0] for r in range(self.backend.tokens)]
+            return self._made(np.stack(rotated, axis=1), (b, heads, s, s), diagonals=True)
+
     def scores(self, k: Self) -> Self:
         """Offset r = i + g·baby: ``rot_{g·baby}( Σ_d rot_{−g·baby}(q_d) · rot_i(k_d) )``; relinearised once a sum."""
         machine, tokens = self.machine, self.backend.tokens

@@ -22,7 +22,7 @@ class MpcBackend:
     """One party's backend, or a plan of it, depending on the runtime. All parties make the same calls in order."""
 
     name = "crypten"
-    capabilities = frozenset({Capability.COMPARE})
+    capabilities = frozenset({Capability.COMPARE, Capability.MATRIX})
 
     def __init__(self, runtime: Runtime, recorder: Recorder) -> None:
         self.runtime = runtime

@@ -38,7 +38,7 @@ class PartyCommunicator(_Base):  # type: ignore[misc]
         self.reset_communication_stats()
 
     def all_reduce(self, input: Any, op: Any = ReduceOp.SUM, batched: bool = False) -> Any:
-        """Combine the parties' tensors for all of them. Cost: one round and 16·n·(P-1)/P bytes sent."""
+        """Combine the parties' tensors for all of them. Cost: one round and 2·(P-1)/P times the tensor's bytes sent."""
         if batched:
             flat = self.all_reduce(torch.cat([part.reshape(-1) for part in input]), op=op)
             parts = torch.split(flat, [part.numel() for part in input])
@@ -47,7 +47,7 @@ class PartyCommunicator(_Base):  # type: ignore[misc]
         with self._link.exchange():
             result = super().all_reduce(input.contiguous(), op=op)
         self._count("rounds", 1, time.perf_counter() - start)
-        self._count("bytes_sent", ring_bytes(input.numel(), self.world_size), 0.0)
+        self._count("bytes_sent", ring_bytes(input, self.world_size), 0.0)
         self._count("openings", input.numel(), 0.0)
         return result
 

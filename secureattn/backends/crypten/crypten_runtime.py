@@ -18,11 +18,13 @@ import torch.distributed as dist
 from secureattn.backends.crypten.communicator import PartyCommunicator, crypten
 from secureattn.backends.crypten.csprng import KEY_BYTES, Csprng, key_to_words, new_key, words_to_key
 from secureattn.backends.crypten.dealer import Dealer, deal_keys
+from secureattn.backends.crypten.harmonics import turned_back
 from secureattn.backends.crypten.material import Kind, Request, draw, elements
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.provider import plug_in
 from secureattn.backends.crypten.runtime import Runtime
 from secureattn.backends.crypten.transport import Link, join, leave
+from secureattn.series import FourierSeries
 
 _primitives: Any = crypten.mpc.primitives
 _Arithmetic: Any = _primitives.ArithmeticSharedTensor
@@ -83,6 +85,13 @@ class CryptenRuntime(Runtime):
         result = self._communicator.all_reduce(fresh) if to is None else self._communicator.reduce(fresh, to)
         return result if isinstance(result, torch.Tensor) else None
 
+    def _from_first(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        words = values.view(np.int64)
+        agreed: npt.NDArray[np.float64] = (
+            self._exchange(self.constant(words if self.rank == 0 else np.zeros_like(words))).numpy().view(np.float64)
+        )
+        return agreed
+
     def _deal(self, request: Request) -> tuple[torch.Tensor, ...]:
         masks, derived = draw(request, self._stream, derived=self.rank > 0)
         if self.rank == 0:
@@ -106,6 +115,14 @@ class CryptenRuntime(Runtime):
         product = torch.matmul(x, y)
         self.count("macs", product.numel() * x.shape[-1], time.perf_counter() - start)
         return product
+
+    def _turned_back(
+        self, opened: torch.Tensor, dealt: torch.Tensor, series: FourierSeries, bits: int, places: int
+    ) -> torch.Tensor:
+        start = time.perf_counter()
+        total = turned_back(opened, dealt, series, bits, places)
+        self.count("harmonics", opened.numel() * series.harmonics, time.perf_counter() - start)
+        return total
 
     # ---- randomness -----------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from secureattn.backends.crypten.harmonics import of_mask
 from secureattn.errors import EngineError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 MAX_AXES = 8
+_BITS_LIMIT = 64
 HEADER_WORDS = 4 + 2 * MAX_AXES  # kind, argument, axes of both shapes, then the shapes
 
 
@@ -40,6 +42,7 @@ class Kind(IntEnum):
     AND = 8  # a, b → a & b, all XOR shared
     BIT = 9  # a bit, XOR shared → the same bit, additively shared
     TRUNCATE = 10  # r → r >> argument, top bit of r; r as an unsigned number
+    SERIES = 11  # δ [n] → cos and sin [2,K,n] of 2πk·δ/2^bits; second shape [2,K], argument by ``series_argument``
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Request:
             return ()
         if self.kind is Kind.TRUNCATE:
             return (self.first, self.first)
+        if self.kind is Kind.SERIES:
+            return ((*self.second, *self.first),)
         if self.kind in (Kind.SQUARE, Kind.BIT):
             return (self.first,)
         if self.kind is Kind.INNER_SQUARE:
@@ -88,6 +93,11 @@ class Request:
         if self.kind in (Kind.MATMUL, Kind.MATMUL_FIXED):
             return elements(self.derived[0]) * self.first[-1]
         return 0
+
+    @property
+    def dealer_harmonics(self) -> int:
+        """Harmonics of single values the dealer works out."""
+        return elements(self.first) * self.second[1] if self.kind is Kind.SERIES else 0
 
     def keystream_bytes(self, rank: int) -> int:
         """Bytes of key stream party ``rank`` expands."""
@@ -140,6 +150,9 @@ def derive(request: Request, masks: Sequence[torch.Tensor], kept: Mapping[int, t
         return [torch.matmul(masks[0], kept[request.argument].t())]
     if kind is Kind.AND:
         return [masks[0] & masks[1]]
+    if kind is Kind.SERIES:
+        places, bits = divmod(request.argument, _BITS_LIMIT)
+        return [of_mask(masks[0], bits, request.second[1], places)]
     product = masks[0] * masks[1 if len(masks) == 2 else 0]
     return [product.sum(-1, keepdim=True) if kind in (Kind.INNER, Kind.INNER_SQUARE) else product]
 
@@ -161,6 +174,11 @@ def remove(request: Request, value: torch.Tensor, share: torch.Tensor) -> None:
         value ^= share
     else:
         value -= share
+
+
+def series_argument(bits: int, places: int) -> int:
+    """The argument of SERIES: masks count modulo 2^bits, bits < 64, and what is dealt has ``places`` binary places."""
+    return places * _BITS_LIMIT + bits
 
 
 def elements(shape: Sequence[int]) -> int:

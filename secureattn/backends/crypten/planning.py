@@ -14,6 +14,7 @@ import torch
 from secureattn.backends.crypten.material import Kind, Request, elements
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.runtime import Runtime
+from secureattn.series import FourierSeries
 
 UNIT_S = {
     "rounds": 1.0e-3,
@@ -25,6 +26,7 @@ UNIT_S = {
     "keystream_bytes": 1.4e-9,
     "products": 8e-9,
     "macs": 1.3e-10,
+    "harmonics": 1.5e-8,
     "truncations": 8e-9,
     "comparisons": 5.5e-7,
 }
@@ -59,6 +61,10 @@ class NullRuntime(Runtime):
     def count(self, name: str, times: int, seconds: float = 0.0) -> None:
         super().count(name, times, UNIT_S[name] * times)
 
+    def _from_first(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        self._exchange(_meta(values.shape))
+        return values
+
     def _deal(self, request: Request) -> tuple[torch.Tensor, ...]:
         self.requests.append(request)
         if self.rank == 0 and self.parameters.dealer == "ttp":
@@ -68,7 +74,7 @@ class NullRuntime(Runtime):
     def _exchange(self, flat: torch.Tensor) -> torch.Tensor:
         self.count("rounds", 1)
         self.count("openings", flat.numel())
-        self.count("bytes_sent", ring_bytes(flat.numel(), self.parameters.parties))
+        self.count("bytes_sent", ring_bytes(flat, self.parameters.parties))
         return flat
 
     def _sign_bit(self, share: torch.Tensor) -> torch.Tensor:
@@ -94,10 +100,16 @@ class NullRuntime(Runtime):
         self.count("macs", product.numel() * x.shape[-1])
         return product
 
+    def _turned_back(
+        self, opened: torch.Tensor, dealt: torch.Tensor, series: FourierSeries, bits: int, places: int
+    ) -> torch.Tensor:
+        self.count("harmonics", opened.numel() * series.harmonics)
+        return _meta(opened.shape)
 
-def ring_bytes(elements: int, parties: int) -> int:
-    """Bytes a party sends in an all-reduce over a ring: 2·(P-1)/P times 8 an element."""
-    return 16 * elements * (parties - 1) // parties
+
+def ring_bytes(sent: torch.Tensor, parties: int) -> int:
+    """Bytes a party sends in an all-reduce over a ring: 2·(P-1)/P times the tensor's."""
+    return 2 * sent.numel() * sent.element_size() * (parties - 1) // parties
 
 
 def _meta(shape: Sequence[int]) -> torch.Tensor:

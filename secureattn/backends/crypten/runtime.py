@@ -4,11 +4,12 @@ A runtime supplies a handful of primitives and inherits the protocols. The real 
 ``planning`` computes nothing, runs the same code on torch's meta tensors, and so counts what the real one will do.
 
 Counted (``recorder.primitive``): ``rounds`` are collective calls among the parties; ``bytes_sent`` what this party
-sends to other parties, 16·n·(P-1)/P bytes for n opened elements among P parties (an all-reduce over a ring);
-``openings`` opened elements; ``dealer_bytes`` what this party receives from the dealer; ``dealer_requests`` round
-trips with it; ``dealer_macs`` its matrix work; ``keystream_bytes`` this party's part of the masks; ``products``
-elementwise Beaver products; ``macs`` ring multiply-accumulates of this party's matrix products; ``truncations`` and
-``comparisons`` elements. What the dealer does is in phase "offline".
+sends to other parties, 16·n·(P-1)/P bytes for n opened elements among P parties (an all-reduce over a ring), half as
+many for those of a series; ``openings`` opened elements; ``dealer_bytes`` what this party receives from the dealer;
+``dealer_requests`` round trips with it; ``dealer_macs`` its matrix work; ``keystream_bytes`` this party's part of the
+masks; ``products`` elementwise Beaver products; ``macs`` ring multiply-accumulates of this party's matrix products;
+``harmonics`` elements of a series times its harmonics; ``truncations`` and ``comparisons`` elements. What the dealer
+does is in phase "offline".
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from secureattn.backends.crypten.material import Kind, Request, elements
+from secureattn.backends.crypten.material import Kind, Request, elements, series_argument
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.errors import EngineError
 from secureattn.events import Recorder
+from secureattn.series import FourierSeries
 
 _OFFSET = 1 << 62
+_MOST_DEALT = 1 << 24  # elements of a series asked for at once: what the dealer holds of it
 MODEL_OWNER = 0
 CLIENT = 1
 
@@ -50,6 +53,7 @@ class Runtime(ABC):
         self.rank = rank
         self.recorder = Recorder()
         self._fixed = 0
+        self._agreed: dict[FourierSeries, FourierSeries] = {}
         self._ahead: deque[tuple[Request, tuple[torch.Tensor, ...]]] = deque()
 
     # ---- primitives -----------------------------------------------------------------------------------------
@@ -67,6 +71,10 @@ class Runtime(ABC):
         """The plain value at party ``to``, None elsewhere; at every party for ``to=None``. One round."""
 
     @abstractmethod
+    def _from_first(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The first party's public numbers at every party, to the last bit. One round."""
+
+    @abstractmethod
     def _deal(self, request: Request) -> tuple[torch.Tensor, ...]:
         """This party's shares of masks and derived values; counts dealer_bytes."""
 
@@ -81,6 +89,12 @@ class Runtime(ABC):
     @abstractmethod
     def _multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """A local matrix product in the ring; counts macs."""
+
+    @abstractmethod
+    def _turned_back(
+        self, opened: torch.Tensor, dealt: torch.Tensor, series: FourierSeries, bits: int, places: int
+    ) -> torch.Tensor:
+        """Local: see ``harmonics.turned_back``; counts harmonics."""
 
     def count(self, name: str, times: int, seconds: float = 0.0) -> None:
         """Count a primitive with the seconds it took."""
@@ -99,6 +113,8 @@ class Runtime(ABC):
             self.count("dealer_requests", 1)
             self.count("keystream_bytes", request.keystream_bytes(self.rank))
             self.count("dealer_macs", request.dealer_macs)
+            if request.dealer_harmonics:
+                self.count("harmonics", request.dealer_harmonics)
             return self._deal(request)
 
     def prepare(self, requests: Iterable[Request]) -> None:
@@ -206,6 +222,49 @@ class Runtime(ABC):
         """
         self.count("comparisons", share.numel())
         return self._sign_bit(share)
+
+    def agreed(self, f: FourierSeries) -> FourierSeries:
+        """The series with the first party's coefficients.
+
+        A fit may differ in its last bits from machine to machine, and public factors must not: a factor that is one
+        unit off at one party adds a whole random share. Cost: on first use one round opening the coefficients, in
+        phase "setup".
+        """
+        if f not in self._agreed:
+            with self.recorder.phase("setup"), self.recorder.op("agree"):
+                values = self._from_first(np.array([f.constant, f.linear, *f.cosines, *f.sines])).tolist()
+            cosines, sines = values[2 : 2 + f.harmonics], values[2 + f.harmonics :]
+            self._agreed[f] = replace(
+                f, constant=values[0], linear=values[1], cosines=tuple(cosines), sines=tuple(sines)
+            )
+        return self._agreed[f]
+
+    def series(
+        self, share: torch.Tensor, series: FourierSeries, *, bits: int, factor_places: int, dealt_places: int
+    ) -> torch.Tensor:
+        """The sum of the harmonics at angle ``2πx/2^bits``, with ``factor_places + dealt_places`` binary places.
+
+        Formula: open X = x + δ mod 2^bits, turn the dealt cosines and sines of δ back by it (``turned_back``).
+        Hiding: party i sends (x_i + δ_i) mod 2^bits and nothing else of x. Its δ_i is drawn from its own key and serves
+        once; what is dealt tells others nothing of it, for any P-1 shares of a dealt value are uniform whatever δ is.
+        So to all other parties together what i sends is uniform whatever x is, and so is a sum it is part of.
+        Cost: one round opening |x| elements of 4 bytes up to 32 bits, else of 8; 16·K·|x| dealer bytes and 2·K·|x|
+        ring multiply-accumulates for K harmonics.
+        Source: SecFormer (Luo et al., ACL Findings 2024) and Zheng et al., ACSAC 2023, for sines of a masked angle.
+        """
+        flat, argument = share.reshape(-1), series_argument(bits, dealt_places)
+        parts = torch.split(flat, max(1, _MOST_DEALT // (2 * series.harmonics)))
+        requests = [Request(Kind.SERIES, (part.numel(),), (2, series.harmonics), argument) for part in parts]
+        masks, dealt = zip(*map(self.deal, requests), strict=True)
+        low = (1 << bits) - 1
+        masked = (flat + torch.cat(masks)) & low
+        opened = self._exchange(masked.to(torch.int32) if bits <= 32 else masked).to(torch.int64) & low
+        opened_parts = torch.split(opened, [part.numel() for part in parts])
+        made = [
+            self._turned_back(x, values, series, bits, factor_places)
+            for x, values in zip(opened_parts, dealt, strict=True)
+        ]
+        return torch.cat(made).reshape(share.shape)
 
     def truncate(self, shares: Sequence[torch.Tensor], bits: int) -> list[torch.Tensor]:
         """``z / 2^bits`` of several shared tensors at once.

@@ -1,0 +1,124 @@
+"""Softmax computed in ways other than one exp and one reciprocal after a mean shift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from secureattn.approx.attention.base import Attention, Call, RowWeights
+from secureattn.tensor import Capability, Tensor
+
+Function = Callable[[Tensor], Tensor]
+
+ODE_STEPS = 16
+SQUARINGS = 3
+"""Serves scores up to ``2^(k−1)·ln n`` above their row's mean without widening the domain of ``square.rsqrt``:
+11 for 16 keys, 19 for 128."""
+
+
+def max_shift(s: Tensor, *, exp: Function, reciprocal: Function) -> RowWeights:
+    """``e^(s_j − max s) / Σ_k e^(s_k − max s)`` over the last axis of scores ``[B,H,S,S]``.
+
+    Domain: all scores; the argument of ``exp`` is at most 0, the normaliser lies in [1, n].
+    Error: the two realisations' together; an exp that is 0 far below 0, as PUMA's, loses nothing.
+    Cost: a max per row (needs COMPARE, 9·⌈log2 n⌉ rounds on shares), one exp per score, one reciprocal per row.
+    Source: what PUMA (arXiv 2307.12533) and CrypTen (NeurIPS 2021) do.
+    """
+    weights = exp(s - s.max(-1))
+    return RowWeights(weights, reciprocal(weights.sum(-1)))
+
+
+def ode(s: Tensor, *, clip: Function, steps: int = ODE_STEPS) -> Tensor:
+    """Weights ``[B,H,S,S]`` by Euler's steps ``g ← g + (x − ⟨g,x⟩)·g``, ``x = clip(s)/steps``, from ``g = 1/n``.
+
+    Softmax(t·s) solves ``g' = (s − ⟨g,s⟩)·g`` in t, so a step size 1/steps ends at softmax(s). Rows keep their sum 1.
+    The first step has no products: ``(1 + x − mean x)/n``.
+    Domain: scores in [−4, 12]; ``clip`` changes those outside, so their place matters and not only their differences.
+    With 16 steps x spans 1 at most, which keeps every weight from below 0.
+    Error: largest of a weight at 16 steps, measured with 16 keys: 1.4e-3 for scores evenly over [−1, 1], 2.5e-2 for one
+    key 4 above the others and 3.0e-3 for one 8 above them, 2.7e-2 for scores evenly over [−4, 12].
+    Cost: ``clip``, and in each step but the first an inner product per row and one product per score: 4·(steps − 1)
+    rounds on shares and 2·(steps − 1) levels, 3 and 2 before them; no max, exp or division. A place to refresh
+    before each step.
+    Source: Kei and Chow, SHAFT, NDSS 2025.
+    """
+    x = clip(s) * (1.0 / steps)
+    growth = x + 1.0
+    keys = s.shape[-1]
+    g = growth * (1.0 / keys) - x.sum(-1) * (1.0 / keys**2)
+    for i in range(1, steps):
+        g = g.refresh(f"step.{i}")
+        g = g * (growth - g.inner(x))
+    return g
+
+
+def normalise_square(
+    s: Tensor, *, exp: Function, rsqrt: Function, squarings: int = SQUARINGS, scale: float = 1.0
+) -> Tensor:
+    """Weights ``[B,H,S,S]`` from scores that arrive divided by 2^k: k times ``p ← (p/‖p‖)²`` from ``e^(s − mean s)/n``.
+
+    Each step doubles the exponent and normalises, so p ends at the softmax of the scores times 2^k, in the range of a
+    2^k-th of them. The 1/n is a constant under the exponential; with it every Σp² is at least 1/n, by Jensen at first
+    and as Σp = 1 later. ``scale``: what else the scores were multiplied by, as ``Call.scale``.
+    Domain: shifted scores − ln n in the domain of ``exp``; Σp² in that of ``rsqrt``: [1/n, 1] if no score is over
+    2^(k−1)·ln n above its row's mean (before the division by 2^k), up to e^(2·largest shifted score)/n otherwise.
+    Error: relative, ((1+e)/(1−e))^(2^k)·(1+r)² − 1 at most: that of exp, e, counts 2^(k+1) times, that of rsqrt, r,
+    only at the last step, as every other is taken out by the next.
+    Cost: one exp per score; in each step an inner product and an rsqrt per row, two products per score.
+    Source: Cho, Hanrot, Kim, Park and Stehlé, CCS 2024, arXiv 2410.11184; theirs starts from a shift by the range's
+    upper end and has no 1/n, so its first normaliser needs a domain of its own.
+    """
+    shift = s.mean(-1) + scale * math.log(s.shape[-1])
+    p = exp(s - shift)
+    for _ in range(squarings):
+        p = (p * rsqrt(p.inner(p))).square()
+    return p
+
+
+def _max_shift(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    weights = max_shift(call.scores(q, k), exp=call["max.exp"], reciprocal=call["max.normaliser"])
+    return call.mix(weights, v)
+
+
+def _ode(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    return call.mix(ode(call.scores(q, k), clip=call["ode.clip"]), v)
+
+
+def _normalise_square(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    s = call.scores(q, k)
+    weights = normalise_square(s, exp=call["square.exp"], rsqrt=call["square.rsqrt"], scale=call.scale)
+    return call.mix(weights, v)
+
+
+VARIANTS = (
+    Attention(
+        "softmax_max_shift",
+        "e^(s − max s) / Σ e^(s − max s)",
+        _max_shift,
+        source="PUMA, arXiv 2307.12533; CrypTen, NeurIPS 2021",
+        sites={"max.exp": "exp", "max.normaliser": "reciprocal"},
+        needs=frozenset({Capability.COMPARE}),
+        on_scores="max.exp",
+        floors={"max.normaliser": lambda epsilon, keys: 0.98},  # an approximated exp may miss 1 by its error
+        same_as="softmax",
+    ),
+    Attention(
+        "softmax_ode",
+        "16 × g ← g + (x − ⟨g,x⟩)·g, x = clip(s)/16",
+        _ode,
+        source="Kei and Chow, SHAFT, NDSS 2025",
+        sites={"ode.clip": "clip"},
+        same_as="softmax",
+    ),
+    Attention(
+        "softmax_normalise_square",
+        f"{SQUARINGS} × p ← (p/‖p‖)², p = e^((s − mean s)/{2**SQUARINGS})/n",
+        _normalise_square,
+        source="Cho, Hanrot, Kim, Park and Stehlé, CCS 2024, arXiv 2410.11184",
+        sites={"square.exp": "exp", "square.rsqrt": "rsqrt"},
+        on_scores="square.exp",
+        prescale=lambda keys: 2.0**-SQUARINGS,
+        floors={"square.rsqrt": lambda epsilon, keys: 0.9 / keys},  # 1/n but for the error of exp, which squares
+        same_as="softmax",
+    ),
+)
