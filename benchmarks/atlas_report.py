@@ -51,7 +51,7 @@ def table(document: Mapping[str, Any]) -> str:
     note = (
         f"Width {budget['width']}, {budget['heads']} heads, one block, {budget['norm']}, {budget['epochs']} epochs, "
         f"{budget['seeds']} seeds; every site served by the cheapest realisation that errs by at most 1e-3 (2e-2 "
-        "for relu). Seconds are online, of all images together, with two runs side by side on two cores."
+        "for relu and clip). Seconds are online, of all images together, with two runs side by side on two cores."
     )
     return "\n".join([*head, *map(_markdown, lines), "", note]) + "\n"
 

@@ -1,7 +1,7 @@
 """Writes the generated parts of README.md: what the demo measured (from ``out/``) and what runs where (from the code).
 
-``make demo && python benchmarks/report.py`` (the plot goes along); ``--check`` only says whether the support table is
-up to date.
+``make demo && python benchmarks/report.py`` (the plot goes along). ``--tables`` writes only what needs no run: which
+approximations there are, and the atlas as last measured; ``--check`` says whether those are up to date.
 """
 
 from __future__ import annotations
@@ -27,15 +27,21 @@ PHASES = ("setup", "keys", "encrypt", "offline", "online", "refresh", "decrypt")
 
 
 def main() -> int:
-    """Rewrite the parts between markers, or check the one that needs no run."""
+    """Rewrite the parts between markers, or check those that need no run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    text = README.read_text()
-    if parser.parse_args().check:
-        current = unmeasured(text) == text
-        print("README.md is up to date" if current else "README.md is out of date: run python benchmarks/report.py")
-        return 0 if current else 1
-    text = replaced(unmeasured(text), "atlas", atlas_table())
+    parser.add_argument("--check", action="store_true", help="only say whether the tables that need no run are current")
+    parser.add_argument("--tables", action="store_true", help="write only the tables that need no run")
+    options = parser.parse_args()
+    old = README.read_text()
+    text = unmeasured(old)
+    if options.check:
+        print(
+            "README.md is " + ("up to date" if text == old else "out of date: run python benchmarks/report.py --tables")
+        )
+        return 0 if text == old else 1
+    if options.tables:
+        README.write_text(text)
+        return 0
     text = replaced(text, "accuracy", accuracy_table())
     text = replaced(text, "profile", profile_table())
     text = replaced(text, "output", demo_output())
@@ -46,7 +52,9 @@ def main() -> int:
 
 def unmeasured(text: str) -> str:
     """The text with the tables that need no run."""
-    return replaced(replaced(text, "support", support_table()), "attention", attention_table())
+    for name, table in (("support", support_table), ("attention", attention_table), ("atlas", atlas_table)):
+        text = replaced(text, name, table())
+    return text
 
 
 def replaced(text: str, name: str, table: str) -> str:

@@ -387,6 +387,11 @@ def one_over(x: Tensor) -> Tensor:
     return x.exact("reciprocal", torch.reciprocal)
 
 
+def stable(s: Tensor, *, p: int, epsilon: float, delta: float = 1e-6) -> RowWeights:
+    """The stable form with true reciprocals."""
+    return power_softmax_stable(s, p=p, epsilon=epsilon, inverse_largest=one_over, reciprocal=one_over, delta=delta)
+
+
 def scores(keys: int = 5, seed: int = 0) -> torch.Tensor:
     """Random ``[2,2,5,keys]``, none near 0."""
     generator = torch.Generator().manual_seed(seed)
@@ -479,7 +484,7 @@ def test_length_agnostic_form(p: int) -> None:
 @pytest.mark.parametrize("delta", [1e-6, 0.5])
 def test_stable_form_is_the_plain_one_with_another_epsilon(p: int, delta: float) -> None:
     s, epsilon = scores(), 0.3
-    rows = power_softmax_stable(EXACT.input(s), p=p, epsilon=epsilon, reciprocal=one_over, delta=delta)
+    rows = stable(EXACT.input(s), p=p, epsilon=epsilon, delta=delta)
     c = np.sqrt((s.numpy() ** 2).max(-1, keepdims=True) + delta)
     powers = s.numpy() ** p
     assert_close(weights(rows), powers / (epsilon * c**p + powers.sum(-1, keepdims=True)), 1e-14, ROUNDING)
@@ -489,7 +494,7 @@ def test_stable_form_is_the_plain_one_with_another_epsilon(p: int, delta: float)
 
 def test_stable_form_survives_scores_that_overflow_the_plain_one() -> None:
     s = scores() * 1e60
-    assert np.isfinite(weights(power_softmax_stable(EXACT.input(s), p=8, epsilon=0.1, reciprocal=one_over))).all()
+    assert np.isfinite(weights(stable(EXACT.input(s), p=8, epsilon=0.1))).all()
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -550,7 +555,7 @@ def test_gradients_flow_through_the_stable_form() -> None:
     s = scores().requires_grad_()
 
     def value(t: torch.Tensor) -> torch.Tensor:
-        rows = power_softmax_stable(EXACT.input(t), p=4, epsilon=0.5, reciprocal=one_over)
+        rows = stable(EXACT.input(t), p=4, epsilon=0.5)
         return rows.weights().data  # type: ignore[attr-defined, no-any-return]
 
     assert torch.autograd.gradcheck(value, s, eps=1e-6, atol=1e-6, rtol=1e-5)

@@ -17,7 +17,7 @@ from secureattn.approx.attention.power_softmax import power_softmax
 from secureattn.approx.attention.softmax import softmax
 from secureattn.approx.layernorm import rmsnorm
 from secureattn.backends.ckks.backend import CkksBackend
-from secureattn.backends.ckks.batch import baby_steps
+from secureattn.backends.ckks.layout import baby_steps
 from secureattn.backends.ckks.machine import Cipher, Machine, NullDevice, OutOfLevels
 from secureattn.backends.ckks.parameters import chain
 from secureattn.backends.ckks.roles import pack, unpack

@@ -190,13 +190,19 @@ def by_norm(h: Heads) -> torch.Tensor:
     weights = torch.zeros_like(h.s)
     for sign in (1, -1):
         weights = weights + (q * (sign * h.q > 0)) @ ((sign * h.k).clamp(min=0) ** 3).transpose(-1, -2)
-    return h.divided(weights, 1e-6 * h.n)
+    return h.divided(weights, 0.05 * h.epsilon * h.n)
+
+
+def stable_squares(h: Heads) -> torch.Tensor:
+    """``(s/c)²``, c the largest score of the row."""
+    return h.s**2 * h.at("largest", (h.s**2).amax(-1, keepdim=True) + 1e-6)
 
 
 ROWS: dict[str, Callable[[Heads], torch.Tensor]] = {
     "softmax": lambda h: h.divided(h.at("exp", h.s - h.s.mean(-1, keepdim=True))),
     "power_softmax": lambda h: h.divided(h.s**h.config.power, h.epsilon),
     "power_softmax_length_agnostic": lambda h: h.divided(h.s**h.config.power, h.epsilon, 1 / h.n) / h.n,
+    "power_softmax_stable": lambda h: h.divided(stable_squares(h) ** (h.config.power // 2), h.epsilon),
     "quad": lambda h: h.divided((h.s + 5) ** 2),
     "square_scaled": lambda h: h.s**2 / h.n @ h.v,
     "taylor": lambda h: h.divided(2 + 2 * h.s + h.s**2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from secureattn.approx.generic import Smooth
 from secureattn.approx.realisation import COMPARE, EVERYWHERE, Builder, Interval, Realisation
 from secureattn.errors import PlanError
 from secureattn.tensor import Tensor
@@ -58,4 +59,4 @@ def none(domain: Interval) -> Realisation:
     return Realisation("clip", "none", (LOW, HIGH), lambda x: x, error=0.0, source="definition")
 
 
-REALISATIONS: dict[str, Builder] = {"compare": compare, "none": none}
+REALISATIONS: dict[str, Builder] = {**Smooth("clip", TRUE).builders(), "compare": compare, "none": none}

@@ -69,7 +69,7 @@ def fitted(protocol: Protocol, model: Model, error: float, errors: Mapping[str, 
     config, domains = protocol.served(model.config), model.ranges.domains
     bounds = errors or {}
     sites = {
-        site: cheapest(function, domains[site], bounds.get(function, error), protocol.engine).options
+        site: cheapest(function, domains[site], bounds.get(function, error), protocol.engine, protocol.mpc).options
         for site, function in config.sites().items()
     }
     return replace(protocol, sites=sites)
@@ -111,9 +111,7 @@ def candidates(
     if not error > 0:
         raise InputError(f"an error to reach must be positive, not {error}")
     found = []
-    for options in _descriptions(function, domain, error):
-        if options["kind"] == "fourier" and engine != "crypten":
-            continue  # elsewhere a series runs as a polynomial fitted to it: fitted to the function itself it is better
+    for options in _descriptions(function, domain, error, engine):
         made = _made(function, domain, options)
         if made is None or made.changes_model or made.error is None or not made.error <= error:
             continue
@@ -154,34 +152,35 @@ def frontier(function: str, domain: Interval, engine: str, parameters: MpcParame
     return kept
 
 
+def _kinds(function: str, engine: str) -> Iterator[tuple[dict[str, Any], Mapping[str, inspect.Parameter]]]:
+    """Every kind, with what the file names for it in ``CANDIDATES``, and the options it takes."""
+    module = FUNCTIONS[function]
+    more: Mapping[str, Any] = getattr(module, "CANDIDATES", {})
+    for kind, build in module.REALISATIONS.items():
+        if kind == "fourier" and engine != "crypten":
+            continue  # elsewhere a series runs as a polynomial fitted to it: fitted to the function itself it is better
+        for extra in more.get(kind, ({},)):
+            yield {"kind": kind, **extra}, inspect.signature(build).parameters
+
+
 def _sizes(function: str, engine: str) -> Iterator[dict[str, Any]]:
     """Every kind in several sizes: degrees at the edges of depth, numbers of harmonics, errors of iterations."""
-    module = FUNCTIONS[function]
-    more: Mapping[str, Any] = getattr(module, "CANDIDATES", {})
-    for kind, build in module.REALISATIONS.items():
-        taken = inspect.signature(build).parameters
-        if kind == "fourier" and engine != "crypten":
-            continue
-        grid: dict[str, tuple[Any, ...]] = {"degree": DEGREES, "harmonics": _HARMONICS, "error": _ERRORS}
+    grid: dict[str, tuple[Any, ...]] = {"degree": DEGREES, "harmonics": _HARMONICS, "error": _ERRORS}
+    for options, taken in _kinds(function, engine):
         name = next((n for n in grid if n in taken and (n == "error" or taken[n].default is None)), None)
-        for extra in more.get(kind, ({},)):
-            for size in grid[name] if name else (None,):
-                yield {"kind": kind, **extra, **({name: size} if name else {})}
+        for size in grid[name] if name else (None,):
+            yield {**options, name: size} if name else options
 
 
-def _descriptions(function: str, domain: Interval, error: float) -> Iterator[dict[str, Any]]:
-    """Options worth trying, by the parameters each kind takes; a file may name more in ``CANDIDATES``."""
-    module = FUNCTIONS[function]
-    more: Mapping[str, Any] = getattr(module, "CANDIDATES", {})
-    for kind, build in module.REALISATIONS.items():
-        taken = inspect.signature(build).parameters
-        for extra in more.get(kind, ({},)):
-            if "degree" in taken and taken["degree"].default is None:
-                yield from _degrees(function, domain, error, {"kind": kind, **extra})
-            elif "error" in taken:
-                yield from _errors(function, domain, error, {"kind": kind, **extra})
-            else:
-                yield {"kind": kind, **extra}
+def _descriptions(function: str, domain: Interval, error: float, engine: str) -> Iterator[dict[str, Any]]:
+    """Options worth trying for an error, by the options each kind takes."""
+    for options, taken in _kinds(function, engine):
+        if "degree" in taken and taken["degree"].default is None:
+            yield from _degrees(function, domain, error, options)
+        elif "error" in taken:
+            yield from _errors(function, domain, error, options)
+        else:
+            yield options
 
 
 def _degrees(function: str, domain: Interval, error: float, options: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -69,7 +69,7 @@ class Attention:
     in the scores, from the power, so a factor of the normaliser can. ``prescale``: factor of the queries, from the
     number of keys. ``floors``: least arguments of sites. ``parameters``: shapes of what it learns, from heads and
     tokens; ``weights`` makes of them what ``call.weights`` holds, from the parameters and the number of tokens.
-    ``same_as``: the variant whose function this one computes in another way.
+    ``same_as``: the variant whose function this one computes in another way. ``remark``: what else it needs, in words.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Attention:
     parameters: Callable[[int, int], Mapping[str, Shape]] = lambda heads, tokens: {}
     weights: Callable[[Mapping[str, torch.Tensor], int], Mapping[str, torch.Tensor]] = lambda parameters, tokens: {}
     same_as: str | None = None
+    remark: str = ""
 
     @property
     def demands(self) -> str:
@@ -94,4 +95,5 @@ class Attention:
             counts[function] = counts.get(function, 0) + 1
         parts = [capability.value for capability in sorted(self.needs, key=lambda c: c.value)]
         parts += [f"{n} × {function}" if n > 1 else function for function, n in counts.items()]
+        parts += [self.remark] if self.remark else []
         return ", ".join(parts) or "nothing"

@@ -12,8 +12,9 @@ Function = Callable[[Tensor], Tensor]
 
 LEAST = 2.0**-10
 """Added to the base of the power, so that its logarithm is one on [2^-10, 1 + 2^-10]."""
-EPSILON = 1e-6
-"""Added to the mean weight of a row before dividing by it."""
+EPSILON = 0.05
+"""Share of ε added to the mean weight of a row before dividing by it. The authors add 1e-6, and rows whose weights all
+but vanish then ask for a reciprocal of any size: a model trained with more does without them."""
 
 
 def by_sign(x: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,7 @@ def _nalaformer(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     positive, negative = by_sign(k.square() * k, k.less(0.0))
     values, total = queries[0].linear_attention(positive, v)
     opposite, rest = queries[1].linear_attention(-negative, v)
-    return (values + opposite) * call["normaliser"](total + rest + EPSILON * k.shape[-2])
+    return (values + opposite) * call["normaliser"](total + rest + EPSILON * call.epsilon * k.shape[-2])
 
 
 VARIANTS = (
@@ -72,6 +73,7 @@ VARIANTS = (
             "normaliser": "reciprocal",
         },
         needs=frozenset({Capability.COMPARE}),
-        floors={"log": lambda epsilon, keys: LEAST},
+        floors={"log": lambda epsilon, keys: LEAST, "normaliser": lambda epsilon, keys: EPSILON * epsilon * keys},
+        remark="a power with a secret exponent, by log and exp",
     ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from secureattn.approx.attention.base import Attention, Call, RowWeights
-from secureattn.tensor import Public, Tensor
+from secureattn.tensor import Capability, Public, Tensor
 
 
 def power_softmax(
@@ -28,24 +28,25 @@ def power_softmax(
 
 
 def power_softmax_stable(
-    s: Tensor, *, p: int, epsilon: float, reciprocal: Callable[[Tensor], Tensor], delta: float = 1e-6
+    s: Tensor,
+    *,
+    p: int,
+    epsilon: float,
+    inverse_largest: Callable[[Tensor], Tensor],
+    reciprocal: Callable[[Tensor], Tensor],
+    delta: float = 1e-6,
 ) -> RowWeights:
     """The training form: scores divided by ``c = √(max s² + δ)`` of their row first, which bounds every power by 1.
 
-    Equal to ``power_softmax`` with ``ε·c^p``. Domain: all scores.
-    Error: that of ``reciprocal``.
+    Equal to ``power_softmax`` with ``ε·c^p``. Domain: all scores; ``c²`` in the domain of ``inverse_largest``, the
+    normaliser, from about ``1 + ε`` to ``n + ε``, in that of ``reciprocal``.
+    Error: that of the two reciprocals.
     Cost: a max per row (needs COMPARE) and two reciprocals per row.
     Source: Zimerman et al., arXiv 2410.09457, stable variant (theirs divides by max|s| + δ; this needs no root).
     """
-    largest = even_power(s, 2).max(-1) + delta
-    return RowWeights(*_rescaled(s, p, reciprocal(largest), epsilon, reciprocal))
-
-
-def _rescaled(
-    s: Tensor, p: int, inverse_square: Tensor, epsilon: float, reciprocal: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    powers = even_power(s.square() * inverse_square, p // 2)
-    return powers, reciprocal(powers.sum(-1) + epsilon)
+    squares = s.square()
+    powers = even_power(squares * inverse_largest(squares.max(-1) + delta), p // 2)
+    return RowWeights(powers, reciprocal(powers.sum(-1) + epsilon))
 
 
 def power_softmax_length_agnostic(
@@ -92,6 +93,17 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     return call.mix(power_softmax(s, p=call.power, epsilon=call.epsilon, reciprocal=call["normaliser"]), v)
 
 
+def _stable(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    weights = power_softmax_stable(
+        call.scores(q, k),
+        p=call.power,
+        epsilon=call.epsilon,
+        inverse_largest=call["largest"],
+        reciprocal=call["normaliser"],
+    )
+    return call.mix(weights, v)
+
+
 def _length_agnostic(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     s = call.scores(q, k)
     weights = power_softmax_length_agnostic(s, p=call.power, epsilon=call.epsilon, reciprocal=call["normaliser"])
@@ -115,6 +127,15 @@ VARIANTS = (
         source="Zimerman et al., arXiv 2410.09457, length-agnostic variant",
         sites={"normaliser": "reciprocal"},
         homogeneous=lambda power: power,
+        floors={"normaliser": lambda epsilon, keys: epsilon},
+    ),
+    Attention(
+        "power_softmax_stable",
+        "(s/c)^p / (ε + Σ (s/c)^p), c² = max s² + δ",
+        _stable,
+        source="Zimerman et al., arXiv 2410.09457, stable variant for training",
+        sites={"largest": "reciprocal", "normaliser": "reciprocal"},
+        needs=frozenset({Capability.COMPARE}),
         floors={"normaliser": lambda epsilon, keys: epsilon},
     ),
 )

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from secureattn.backends.ckks.layout import baby_steps, common_layout, common_parts
 from secureattn.backends.ckks.machine import Cipher, Machine, OutOfLevels
 from secureattn.errors import InputError
 from secureattn.polynomial import Polynomial
@@ -81,9 +82,9 @@ class BatchTensor(Tensor):
         tensors = [x for _, x in terms] + [x for pair in products for x in pair]
         with self._op("combine" if terms or len(products) > 1 else "square"):
             level = self.machine.require(min(x.level for x in tensors), "a sum of products")
-            shape, diagonals = _common_layout(tensors)
-            wide: dict[int, Parts] = {id(x): np.broadcast_to(x.parts, _common_parts(tensors)) for x in tensors}
-            parts: Parts = np.empty(_common_parts(tensors), dtype=object)
+            shape, diagonals = common_layout(tensors)
+            wide: dict[int, Parts] = {id(x): np.broadcast_to(x.parts, common_parts(tensors)) for x in tensors}
+            parts: Parts = np.empty(common_parts(tensors), dtype=object)
             for at in np.ndindex(*parts.shape):
                 pairs = [(wide[id(a)][at], wide[id(b)][at]) for a, b in products]
                 parts[at] = self._combine_at([(c, wide[id(x)][at]) for c, x in terms], pairs, constant, level)
@@ -154,7 +155,7 @@ class BatchTensor(Tensor):
     def inner(self, other: Self) -> Self:
         machine = self.machine
         with self._op("inner"):
-            shape, _ = _common_layout([self, other])
+            shape, _ = common_layout([self, other])
             if self.parts.shape != other.parts.shape:
                 raise InputError(f"inner needs equal widths, got {list(self.shape)} and {list(other.shape)}")
             parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
@@ -326,31 +327,10 @@ class BatchTensor(Tensor):
 
     def _joined(self, f: Callable[[Cipher, Cipher], Cipher], other: BatchTensor) -> Self:
         """Part by part, broadcasting."""
-        shape, diagonals = _common_layout([self, other])
+        shape, diagonals = common_layout([self, other])
         pair: Parts = np.broadcast_arrays(self.parts, other.parts)
         left, right = pair
         parts: Parts = np.empty(left.shape, dtype=object)
         for at in np.ndindex(*left.shape):
             parts[at] = f(left[at], right[at])
         return self._made(parts, shape, diagonals=diagonals)
-
-
-def _common_layout(tensors: Sequence[BatchTensor]) -> tuple[tuple[int, ...], bool]:
-    """The shape of what is computed elementwise, and whether it lies in diagonals; one column fits either layout."""
-    shapes = [list(x.shape) for x in tensors]
-    kinds = {x.diagonals for x in tensors if x.shape[-1] > 1}
-    if len(kinds) > 1:
-        raise InputError(f"the batch layout cannot join scores and features elementwise, the shapes are {shapes}")
-    try:
-        return np.broadcast_shapes(*shapes), kinds == {True}
-    except ValueError:
-        raise InputError(f"shapes {shapes} do not broadcast") from None
-
-
-def _common_parts(tensors: Sequence[BatchTensor]) -> tuple[int, ...]:
-    return np.broadcast_shapes(*(x.parts.shape for x in tensors))
-
-
-def baby_steps(tokens: int, key_switches: Callable[[int], int]) -> int:
-    """The power of two, up to the number of tokens, with the fewest key switches."""
-    return min((1 << i for i in range(tokens.bit_length())), key=key_switches)
