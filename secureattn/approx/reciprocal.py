@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -72,15 +73,28 @@ def relaxation(e: float, error: float) -> tuple[float, ...]:
     Cost: clear only.
     Source: THOR, eprint 2024/1881.
     """
+    return relaxed(e, error, lambda e: 2 / (1 + e), lambda b: b * (2 - b))
+
+
+def relaxed(
+    e: float, error: float, factor: Callable[[float], float], step: Callable[[float], float]
+) -> tuple[float, ...]:
+    """Factors ``k = factor(e)``, ``e ← step(k·e)``, until ``1−e ≤ error``: for any iteration that keeps b in [e, 1].
+
+    Domain: 0 < e ≤ 1, error ≥ 1e-14; float64 gets no closer, and the steps would never end.
+    Error: none.
+    Cost: clear only.
+    Source: THOR, eprint 2024/1881.
+    """
     if not (0 < e <= 1 and error >= 1e-14):
         raise PlanError(
             f"relaxation needs 0 < e ≤ 1 and an error of at least 1e-14, got e = {e:.3g}, error = {error:.3g}"
         )
     factors = []
     while 1 - e > error:
-        k = 2 / (1 + e)
+        k = factor(e)
         factors.append(k)
-        e = k * e * (2 - k * e)
+        e = step(k * e)
     return tuple(factors)
 
 

@@ -9,8 +9,7 @@ import torch
 from secureattn.approx import exp
 from secureattn.approx.generic import Smooth, check_positive
 from secureattn.approx.realisation import COMPARE, Builder, Interval, Realisation, converging, measured
-from secureattn.approx.reciprocal import normalise
-from secureattn.errors import PlanError
+from secureattn.approx.reciprocal import normalise, relaxed
 from secureattn.polynomial import Polynomial
 from secureattn.tensor import Tensor
 
@@ -56,16 +55,7 @@ def relaxation(e: float, error: float) -> tuple[float, ...]:
     Cost: clear only.
     Source: THOR, eprint 2024/1881.
     """
-    if not (0 < e <= 1 and error >= 1e-14):
-        raise PlanError(
-            f"relaxation needs 0 < e ≤ 1 and an error of at least 1e-14, got e = {e:.3g}, error = {error:.3g}"
-        )
-    factors = []
-    while 1 - e > error:
-        k = 3 / (1 + math.sqrt(e) + e)
-        factors.append(k)
-        e = k * e * (3 - k * e) ** 2 / 4
-    return tuple(factors)
+    return relaxed(e, error, lambda e: 3 / (1 + math.sqrt(e) + e), lambda b: b * (3 - b) ** 2 / 4)
 
 
 def goldschmidt_steps(x: Tensor, high: float, factors: tuple[float, ...], *, root: bool = False) -> Tensor:
