@@ -115,6 +115,16 @@ class SealEvaluator:
         """ct·slots, slots ``[≤ N/2]`` encoded at ``scale``; a fresh encryption of zero where they round to 0."""
         return self._multiply_plain(ct, slots, scale)
 
+    def encode(self, value: Slots, level: int, scale: float) -> Any:
+        """slots ``[≤ N/2]`` as a plaintext for ``multiply_encoded``."""
+        return self._ring.encode(value, level, scale)
+
+    def multiply_encoded(self, ct: Ciphertext, plain: Any, scale: float) -> Ciphertext:
+        """ct·plain, encoded at ``scale`` on the level of ct; a fresh encryption of zero where plain is 0."""
+        if plain.is_zero():
+            return self._zero(self.level(ct), ct.scale * scale)
+        return self._new(self._evaluator.multiply_plain, ct, plain, scale=ct.scale * scale)
+
     def relinearize(self, ct: Ciphertext) -> Ciphertext:
         """The same value at size 2."""
         return self._new(self._evaluator.relinearize, ct, self._keys.relin)
@@ -213,10 +223,7 @@ class SealEvaluator:
         return self._new(self._evaluator.mod_switch_to, ct, ct.parms_id())
 
     def _multiply_plain(self, ct: Ciphertext, value: Slots | float, scale: float) -> Ciphertext:
-        plain = self._ring.encode(value, self.level(ct), scale)
-        if plain.is_zero():
-            return self._zero(self.level(ct), ct.scale * scale)
-        return self._new(self._evaluator.multiply_plain, ct, plain, scale=ct.scale * scale)
+        return self.multiply_encoded(ct, self._ring.encode(value, self.level(ct), scale), scale)
 
     def _aligned(self, operation: Callable[..., None], a: Ciphertext, b: Ciphertext) -> Ciphertext:
         self._same_level(a, b)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from secureattn.errors import PlanError
 from secureattn.events import Recorder
 
 Slots = npt.NDArray[np.float64]
+Item = TypeVar("Item")
 _SAME_SCALE = 2.0**-40  # relative; the evaluator refuses to add what is further apart
 
 
@@ -34,6 +35,14 @@ class Cipher:
     data: Any
 
 
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """Public slots that are multiplied with more than once: encoded the first time they meet a level and scale."""
+
+    slots: Slots
+    encoded: dict[tuple[int, float], Any] = field(default_factory=dict, repr=False)
+
+
 class Device(Protocol):
     """What executes: SEAL's evaluator, or nothing at all."""
 
@@ -41,6 +50,8 @@ class Device(Protocol):
     def negate(self, ct: Any) -> Any: ...
     def add_constant(self, ct: Any, value: float) -> Any: ...
     def add_vector(self, ct: Any, slots: Slots) -> Any: ...
+    def encode(self, value: Slots, level: int, scale: float) -> Any: ...
+    def multiply_encoded(self, ct: Any, plain: Any, scale: float) -> Any: ...
     def multiply(self, a: Any, b: Any) -> Any: ...
     def square(self, ct: Any) -> Any: ...
     def multiply_constant(self, ct: Any, value: float, scale: float) -> Any: ...
@@ -67,6 +78,10 @@ class Machine:
         self.device = device
         self.recorder = recorder
         self.steps: set[int] = set()
+
+    def map(self, compute: Callable[[Item], Cipher], items: Iterable[Item]) -> list[Cipher]:
+        """``compute`` of every item: one ciphertext each, independent of each other."""
+        return [compute(item) for item in items]
 
     # ---- sums -----------------------------------------------------------------------------------------------
 
@@ -111,6 +126,24 @@ class Machine:
             total = part if total is None else self.device.add(total, part)
         self._spent("pt_products", start)
         return Cipher(level, scale, size, total)
+
+    def sum_of_vectors(self, terms: Sequence[tuple[Vector, Cipher]], level: int, scale: float) -> Cipher:
+        """``Σ v_i ⊙ a_i`` slot by slot at a level and scale, not rescaled; each vector is encoded at the scale that
+        hits it, once.
+        """
+        parts = []
+        for vector, a in terms:
+            operand, factor = self.dropped(a, level), scale / a.scale
+            plain = self._encoded(vector, level, factor)
+            multiply = functools.partial(self.device.multiply_encoded, operand.data, plain, factor)
+            parts.append(Cipher(level, scale, operand.size, self._run("pt_products", level, multiply)))
+        return functools.reduce(self.add, parts)
+
+    def _encoded(self, vector: Vector, level: int, scale: float) -> Any:
+        if (level, scale) not in vector.encoded:
+            encode = functools.partial(self.device.encode, vector.slots, level, scale)
+            vector.encoded[level, scale] = self._run("encodes", level, encode)
+        return vector.encoded[level, scale]
 
     # ---- products -------------------------------------------------------------------------------------------
 
