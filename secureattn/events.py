@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 PHASES = ("setup", "keys", "encrypt", "offline", "online", "refresh", "decrypt")
 """Phases of a run, in the order they are reported."""
 
+Spent = tuple[dict[str, int], dict[str, float]]
+"""How often each primitive ran, and the seconds each took."""
+
 
 @dataclass
 class Event:
@@ -140,6 +143,37 @@ class Recorder:
         if seconds:
             spent[name] = spent.get(name, 0.0) + seconds
             frame.modelled_s += seconds
+
+    @property
+    def modelled_s(self) -> float:
+        """Seconds modelled so far in the operation now open, 0 outside any."""
+        return self._stack[-1].modelled_s if self._stack else 0.0
+
+    def rewind(self, modelled_s: float) -> None:
+        """Set the seconds modelled in the operation now open: what was modelled one after another runs at once."""
+        if self._stack:
+            self._stack[-1].modelled_s = modelled_s
+
+    def spent(self, before: Spent | None = None) -> Spent:
+        """Counts and seconds of the primitives of the operation now open, since ``before``; nothing outside any."""
+        if not self._stack:
+            return {}, {}
+        event, (counts, seconds) = self._stack[-1].event, before or ({}, {})
+        return (
+            {name: count - counts.get(name, 0) for name, count in event.counts.items()},
+            {name: s - seconds.get(name, 0.0) for name, s in event.primitive_s.items()},
+        )
+
+    def absorb(self, spent: Spent) -> None:
+        """Add what another process spent to the operation now open, whose own time goes on meanwhile."""
+        if not self._stack:
+            return
+        event, (counts, seconds) = self._stack[-1].event, spent
+        for name, count in counts.items():
+            event.counts[name] = event.counts.get(name, 0) + count
+        for name, s in seconds.items():
+            if s:
+                event.primitive_s[name] = event.primitive_s.get(name, 0.0) + s
 
     def levels(self, level_in: int, level_out: int) -> None:
         """Note the CKKS levels an operation started from and ended at."""

@@ -388,11 +388,11 @@ def test_no_result_is_transparent(encryptions: dict[int, tuple[Encryption, Encry
     [
         ("a product", lambda x: x * x),
         ("a linear layer", lambda x: x.linear(W)),
-        ("a sum of products", lambda x: x.square()),
+        ("a product", lambda x: x.square()),
         ("a product with a constant", lambda x: x * 0.5),
         ("a product with a public vector", lambda x: x.take(1, 0)),
         ("a product", lambda x: heads_of(x).scores(heads_of(x))),
-        ("a product", lambda x: x.inner(x)),
+        ("a sum of products", lambda x: x.inner(x)),
         ("a polynomial of degree 3", lambda x: x.polynomial(EXP)),
     ],
 )

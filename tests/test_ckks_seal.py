@@ -182,7 +182,7 @@ def test_drop_to_keeps_value_and_scale(server, holds, cx, x):
 
 def test_levels_that_are_missing(server, cx):
     bottom = server.drop_to(cx, 0)
-    for run in (server.rescale, server.square, server.mask, lambda c: server.multiply(c, c)):
+    for run in (server.rescale, server.square, lambda c: masked(server, c), lambda c: server.multiply(c, c)):
         with pytest.raises(PlanError, match="needs 1 level, 0 remain"):
             run(bottom)
     with pytest.raises(PlanError, match="drop_to"):
@@ -215,11 +215,16 @@ def test_residues_round_trip(server, holds, cx, x):
 # ---- refresh ----------------------------------------------------------------------------------------------------
 
 
+def masked(server, ct):
+    mask = server.draw_mask(ct.scale)
+    return server.mask(ct, mask), mask
+
+
 def masked_coefficients(owner, blob):
     """What the owner learns from a masked ciphertext: centred coefficients, as float64."""
     plain, ct = sealapi.Plaintext(), owner._ring.load(blob)
     owner._decryptor.decrypt(ct, plain)
-    element = ring.lift(owner._coefficients(plain, ct.scale), owner.parameters.primes[:2])
+    element = ring.lift(owner._ring.coefficients(owner._ring.plaintext_residues(plain)), owner.parameters.primes[:2])
     return element.low.astype(np.float64) + float(element.base) * element.high
 
 
@@ -228,8 +233,8 @@ def test_refresh_restores_the_top_level(owner, server, holds, x):
     assert PARAMETERS.refresh_hiding_bits(32) >= 40
     for level in (3, 1):
         ct = server.load(owner.encrypt(values, level))
-        blob, mask = server.mask(ct)
-        fresh = server.unmask(owner.refresh([blob])[0], mask)
+        blob, mask = masked(server, ct)
+        fresh = server.unmask(owner.refresh([blob], [mask.level])[0], mask)
         assert server.level(fresh) == PARAMETERS.levels
         assert fresh.scale == ct.scale
         holds(fresh, values)
@@ -243,8 +248,8 @@ def test_refresh_at_16384_and_8_levels():
     server = SealEvaluator(parameters, owner.evaluation_keys)
     values = np.random.default_rng(4).uniform(-30, 30, parameters.slots)
     cts = [server.load(owner.encrypt(v, 2)) for v in (values, -values)]
-    blobs, masks = zip(*[server.mask(ct) for ct in cts], strict=True)
-    for sign, answer, mask in zip((1, -1), owner.refresh(list(blobs)), masks, strict=True):
+    blobs, masks = zip(*[masked(server, ct) for ct in cts], strict=True)
+    for sign, answer, mask in zip((1, -1), owner.refresh(list(blobs), [8, 8]), masks, strict=True):
         fresh = server.unmask(answer, mask)
         assert server.level(fresh) == 8
         assert np.abs(owner.decrypt(server.save(fresh)) - sign * values).max() < 1e-6
@@ -254,7 +259,7 @@ def test_refresh_at_16384_and_8_levels():
 def test_the_owner_sees_the_mask_and_not_the_value(owner, server):
     """One value, 30 everywhere: its only coefficient that is not noise is the constant one."""
     ct = server.load(owner.encrypt(np.full(N, 30.0)))
-    views = [masked_coefficients(owner, server.mask(ct)[0]) / 2.0**PARAMETERS.mask_bits for _ in range(8)]
+    views = [masked_coefficients(owner, masked(server, ct)[0]) / 2.0**PARAMETERS.mask_bits for _ in range(8)]
     for view in views:
         assert -0.501 < view.min() < -0.49
         assert 0.49 < view.max() < 0.501
@@ -269,7 +274,7 @@ def test_the_owner_sees_the_mask_and_not_the_value(owner, server):
 
 def test_masking_and_rerandomising_renew_c1(server, holds, cx, x):
     before = server.residues(server.drop_to(cx, 1))[1]
-    assert (server.residues(server.load(server.mask(cx)[0]))[1] != before).mean() > 0.999
+    assert (server.residues(server.load(masked(server, cx)[0]))[1] != before).mean() > 0.999
     fresh = server.rerandomise(cx)
     assert (server.residues(fresh)[1] != server.residues(cx)[1]).mean() > 0.999
     holds(fresh, x)
@@ -277,21 +282,21 @@ def test_masking_and_rerandomising_renew_c1(server, holds, cx, x):
 
 def test_refresh_refuses_strangers(owner, server, cx):
     other = KeyOwner.generate(PARAMETERS, ())
-    blob, mask = server.mask(cx)
+    blob, mask = masked(server, cx)
     with pytest.raises(InputError, match="another key"):
-        other.refresh([blob])
+        other.refresh([blob], [3])
     with pytest.raises(InputError, match="level 1"):
-        owner.refresh([owner.encrypt(np.ones(4))])
+        owner.refresh([owner.encrypt(np.ones(4))], [3])
     with pytest.raises(InputError, match="another level or scale"):
         server.unmask(owner.encrypt(np.ones(4), 2), mask)
     with pytest.raises(InputError, match="another level or scale"):
         server.unmask(owner.encrypt(np.ones(4), scale=2.0**30), mask)
     with pytest.raises(ValueError, match="size 2"):
-        server.mask(server.square(cx))
+        masked(server, server.square(cx))
 
 
 def test_a_mask_does_not_print_itself(server, cx):
-    assert "element" not in repr(server.mask(cx)[1])
+    assert "element" not in repr(masked(server, cx)[1])
 
 
 # ---- keys and bad input -----------------------------------------------------------------------------------------
@@ -351,7 +356,7 @@ def test_every_reader_refuses_bad_ciphertexts_in_one_sentence(owner, server, x):
     foreign = KeyOwner.generate(SMALL, ()).encrypt(np.ones(3), scale=2.0**20)
     too_large = blob[:3000] + b"\xff" * 200 + blob[3200:]
     for bad in (b"", b"\x00", blob[:100], blob[:-1], blob + b"x", b"P" * 5000, too_large, foreign):
-        for read in (server.load, owner.decrypt, lambda b: owner.refresh([b])):
+        for read in (server.load, owner.decrypt, lambda b: owner.refresh([b], [1])):
             with pytest.raises(InputError) as caught:
                 read(bad)
             assert "\n" not in str(caught.value)

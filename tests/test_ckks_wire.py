@@ -76,7 +76,7 @@ def test_sizes_by_hand():
     assert wire.stored_bytes(SMALL, 0) == 32 + 2 * 4096 * 4
     assert wire.stored_bytes(SMALL, 1) == 32 + 2 * 4096 * (4 + 3)
     assert wire.stored_bytes(DEEP, 3, size=3) == 32 + 3 * 8192 * (6 + 5 + 5 + 5)
-    assert wire.fresh_bytes(DEEP) == 32 + 8192 * (6 + 5 + 5 + 5) + 65
+    assert wire.fresh_bytes(DEEP, DEEP.levels) == 32 + 8192 * (6 + 5 + 5 + 5) + 65
 
 
 def test_narrow_refuses_what_widen_would():
@@ -167,7 +167,7 @@ def blobs(sides):
 def test_formulas_equal_real_sizes(sides):
     owner, server = sides
     parameters = owner.parameters
-    assert len(owner.encrypt(np.ones(3))) == wire.fresh_bytes(parameters)
+    assert len(owner.encrypt(np.ones(3))) == wire.fresh_bytes(parameters, parameters.levels)
     for level in range(parameters.levels + 1):
         seeded = owner.encrypt(np.ones(3), level)
         ct = server.load(seeded)
@@ -175,9 +175,10 @@ def test_formulas_equal_real_sizes(sides):
         assert len(server.save(ct)) == wire.stored_bytes(parameters, level)
         if level:
             assert len(server.save(server.square(ct))) == wire.stored_bytes(parameters, level, 3)
-    masked, _ = server.mask(server.load(owner.encrypt(np.ones(3))))
+    fresh = server.load(owner.encrypt(np.ones(3)))
+    masked = server.mask(fresh, server.draw_mask(fresh.scale))
     assert len(masked) == wire.stored_bytes(parameters, 1)
-    assert len(owner.refresh([masked])[0]) == wire.fresh_bytes(parameters)
+    assert len(owner.refresh([masked], [parameters.levels])[0]) == wire.fresh_bytes(parameters, parameters.levels)
 
 
 def test_real_ciphertexts_survive(sides, blobs):
@@ -226,7 +227,7 @@ def test_damaged_blobs_load_or_are_refused(sides, blobs, data):
     for at, flip in data.draw(st.lists(st.tuples(places, st.integers(1, 255)), min_size=1, max_size=4)):
         blob[at] ^= flip
     damaged = bytes(blob[: data.draw(st.one_of(st.just(len(blob)), st.integers(0, len(blob))))])
-    for read in (owner.decrypt, lambda b: owner.refresh([b])):
+    for read in (owner.decrypt, lambda b: owner.refresh([b], [1])):
         with contextlib.suppress(InputError, EngineError):  # and never a warning
             read(damaged)
     try:

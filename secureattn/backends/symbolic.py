@@ -4,16 +4,18 @@ real engines and needs neither of their libraries, so what it counts is what a r
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import BatchTensor
-from secureattn.backends.ckks.machine import Cipher, Machine, NullDevice
+from secureattn.backends.ckks.cipher import Cipher, NullDevice
+from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.roles import MaskedRefresh
+from secureattn.backends.ckks.units import Path
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.planning import NullRuntime
@@ -25,12 +27,27 @@ class SymbolicCkks(CkksBackend):
     """A CKKS evaluator that computes nothing."""
 
     def __init__(
-        self, parameters: CkksParameters, *, tokens: int, schedule: Collection[str] = (), refresh: bool = True
+        self,
+        parameters: CkksParameters,
+        *,
+        tokens: int,
+        schedule: Collection[str] = (),
+        refresh: bool = True,
+        ceilings: Mapping[Path, int] | None = None,
+        workers: int = 1,
     ) -> None:
-        machine = Machine(parameters, NullDevice(), Recorder(modelled=True))
+        machine = Machine(parameters, NullDevice(), Recorder(modelled=True), ceilings=ceilings, workers=workers)
         refresher = MaskedRefresh(machine, None) if refresh else None
         super().__init__(machine, tokens=tokens, schedule=schedule, refresher=refresher)
         self.output: BatchTensor
+        self.input_levels: tuple[int, ...] = ()
+        self.results: tuple[int, ...] = ()
+
+    @property
+    def highest(self) -> int:
+        """The highest level that anything lay on."""
+        assert self.machine.demand is not None
+        return max(self.machine.demand.made.values())
 
     def input(self, shape: tuple[int, int, int]) -> BatchTensor:
         """Fresh ciphertexts for ``[B,S,F]``, on the highest level."""

@@ -31,6 +31,10 @@ class Network:
     bandwidth_bps: float
     round_trip_s: float
 
+    def seconds(self, rounds: int, bytes_sent: int) -> float:
+        """What messages take: ``rounds·round_trip + 8·bytes/bandwidth``."""
+        return rounds * self.round_trip_s + 8 * bytes_sent / self.bandwidth_bps
+
 
 # The LAN and the slowest WAN of BOLT (Pang et al., IEEE S&P 2024), since used by others for transformers.
 LAN = Network("LAN", bandwidth_bps=3e9, round_trip_s=0.8e-3)
@@ -70,7 +74,7 @@ def network_seconds(ledger: Ledger, network: Network, *, phase: str | None = Non
         counts = {name: sum(event.counts.get(name, 0) for event in events) for name in _MESSAGES}
         rounds = counts["rounds"] + counts["dealer_requests"]
         sent = counts["bytes_sent"] + counts["dealer_bytes"]
-        return rounds * network.round_trip_s + 8 * sent / network.bandwidth_bps
+        return network.seconds(rounds, sent)
 
     parties = ([e for e in party.events if phase in (None, e.phase)] for party in ledger.parties)
     return max(map(party_seconds, parties), default=0.0)

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from secureattn.backends.ckks import processes
 from secureattn.errors import CapabilityError, PlanError
 from secureattn.nn.model import Model
 from secureattn.plan.base import CkksPlan, MpcPlan, Plan, party_name
-from secureattn.plan.ckks import HIDING_BITS, Progress, plan_ckks, program_depth
+from secureattn.plan.choice import HIDING_BITS, Progress
+from secureattn.plan.ckks import plan_ckks, program_depth
 from secureattn.plan.mpc import plan_mpc, run_symbolic_party
 from secureattn.protocol import Protocol
 
@@ -25,13 +27,25 @@ __all__ = [
 ]
 
 
-def make_plan(model: Model, protocol: Protocol, *, samples: int, progress: Progress | None = None) -> Plan:
-    """Plan a run over ``samples`` queries; raises a PlanError or ProtocolError that says what would help."""
+def make_plan(
+    model: Model,
+    protocol: Protocol,
+    *,
+    samples: int,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Plan a run over ``samples`` queries on ``workers`` processes (CKKS; every core unless given); raises a PlanError
+    or ProtocolError that says what would help.
+    """
+    workers = processes.cores() if workers is None else workers
+    if workers < 1:
+        raise PlanError(f"a plan needs at least 1 worker, not {workers}")
     if samples < 1:
         raise PlanError(f"a plan needs at least 1 sample, not {samples}")
     realisations = protocol.realisations(model)
     warnings = tuple(w for w in (protocol.mpc.warning if protocol.engine == "crypten" else None,) if w)
-    draft = Plan(model, protocol, samples, realisations, warnings=warnings)
+    draft = Plan(model, protocol, samples, realisations, workers=workers, warnings=warnings)
     _check_capabilities(draft)
     if protocol.engine == "ckks":
         return replace(draft, ckks=plan_ckks(draft, progress or (lambda _: None)))

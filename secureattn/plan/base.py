@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from secureattn.approx import Realisation
 from secureattn.backends.ckks.parameters import CkksParameters
+from secureattn.backends.ckks.units import Path
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.events import Recorder
 from secureattn.ledger import Ledger
@@ -24,6 +25,10 @@ class CkksPlan:
     schedule: frozenset[str]
     points: Mapping[str, int]
     rotations: tuple[int, ...]
+    ceilings: Mapping[Path, int]
+    worth: frozenset[Path]
+    workers: int
+    input_levels: tuple[int, ...]
     tokens: int
     capacity: int
     batches: int
@@ -57,6 +62,7 @@ class Plan:
     protocol: Protocol
     samples: int
     realisations: Mapping[str, Realisation]
+    workers: int = 1
     ckks: CkksPlan | None = None
     mpc: MpcPlan | None = None
     warnings: tuple[str, ...] = field(default=())

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.backend import CkksBackend
+from secureattn.backends.ckks.cipher import Cipher
 from secureattn.backends.ckks.evaluator import SealEvaluator
 from secureattn.backends.ckks.keys import KeyOwner
-from secureattn.backends.ckks.machine import Cipher, Machine
+from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack, unpack
 from secureattn.errors import EngineError, InputError
 from secureattn.events import Event, Recorder
@@ -37,7 +39,19 @@ class Client:
     def encrypt(self, inputs: Array) -> list[bytes]:
         """``[B,S,F]`` → one ciphertext per feature."""
         slots = pack(inputs, self.layout.tokens, self.layout.capacity)
-        return [self.owner.encrypt(column) for column in slots]
+        scale = self.layout.parameters.scales[-1]
+        return [
+            self.owner.encrypt(column, level, scale)
+            for column, level in zip(slots, self.layout.input_levels, strict=True)
+        ]
+
+    def refresh(self, blobs: Sequence[bytes], levels: Sequence[int]) -> list[bytes]:
+        """Masked ciphertexts → the same values afresh, each on its level."""
+
+        def one(pair: tuple[bytes, int]) -> bytes:
+            return self.owner.refresh([pair[0]], [pair[1]])[0]
+
+        return processes.gathered(one, list(zip(blobs, levels, strict=True)), self.layout.workers)
 
     def decrypt(self, blobs: Sequence[bytes], samples: int) -> Array:
         """Ciphertexts of class scores → ``[B,C]``."""
@@ -52,7 +66,14 @@ class Server:
         assert plan.ckks is not None
         self.plan = plan.ckks
         self.config = plan.config
-        self.machine = Machine(self.plan.parameters, SealEvaluator(self.plan.parameters, evaluation_keys), recorder)
+        self.machine = Machine(
+            self.plan.parameters,
+            SealEvaluator(self.plan.parameters, evaluation_keys),
+            recorder,
+            ceilings=self.plan.ceilings,
+            workers=self.plan.workers if processes.available() else 1,
+            worth=self.plan.worth,
+        )
         self.backend = CkksBackend(self.machine, tokens=self.config.tokens, schedule=self.plan.schedule)
         self.network = Encoder(plan.folded(), self.backend)
 
@@ -62,10 +83,10 @@ class Server:
         if len(blobs) != self.config.features:
             raise InputError(f"a query has {self.config.features} ciphertexts, one a feature, not {len(blobs)}")
         with self.machine.recorder.op("load"):
-            ciphers = [self._loaded(device.load(blob)) for blob in blobs]
+            levels = self.plan.input_levels
+            ciphers = [self._loaded(device.load(blob), level) for blob, level in zip(blobs, levels, strict=True)]
         shape = (samples, self.config.tokens, self.config.features)
         self.backend.refresher = MaskedRefresh(self.machine, refresh)
-        self.backend.refresh_points.clear()
         try:
             output: Any = self.network(self.backend.tensor(ciphers, shape))
         finally:
@@ -74,10 +95,10 @@ class Server:
         with self.machine.recorder.op("save"):
             return [device.save(cipher.data) for cipher in finished]
 
-    def _loaded(self, ct: Any) -> Cipher:
-        """A query's ciphertext, which must be what the plan says: fresh, on the highest level, at its scale."""
+    def _loaded(self, ct: Any, level: int) -> Cipher:
+        """A query's ciphertext, which must be what the plan says: fresh, on this level, at the highest one's scale."""
         device: Any = self.machine.device
-        level, scale = self.plan.parameters.levels, self.plan.parameters.scales[-1]
+        scale = self.plan.parameters.scales[-1]
         if (device.level(ct), ct.scale, ct.size()) != (level, scale, 2):
             raise InputError(
                 f"a query's ciphertext is at level {device.level(ct)} and scale {ct.scale:.6g}, the plan needs level "
@@ -125,7 +146,7 @@ def _run_batch(client: Client, server: Server, batch: Array, recorder: Recorder)
         recorder.primitive("encryptions", times=len(blobs))
         recorder.primitive("bytes_sent", times=sum(map(len, blobs)))
     with recorder.phase("online"):
-        results = server.evaluate(blobs, len(batch), client.owner.refresh)
+        results = server.evaluate(blobs, len(batch), client.refresh)
     with recorder.phase("decrypt"), recorder.op("decrypt"):
         recorder.primitive("decryptions", times=len(results))
         recorder.primitive("bytes_sent", times=sum(map(len, results)))

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from secureattn.backends.ckks.batch import BatchTensor, Parts
-from secureattn.backends.ckks.machine import Cipher, Machine, OutOfLevels
+from secureattn.backends.ckks.batch import BatchTensor
+from secureattn.backends.ckks.cipher import Cipher, OutOfLevels
+from secureattn.backends.ckks.elementwise import Parts, as_parts
+from secureattn.backends.ckks.machine import Machine
 from secureattn.errors import InputError, PlanError
 from secureattn.tensor import Capability, Public, Tensor
 
@@ -63,10 +65,11 @@ class CkksBackend:
         return np.asarray(array, dtype=np.float64)
 
     def tensor(self, ciphers: Sequence[Cipher], shape: tuple[int, ...]) -> BatchTensor:
-        """Encrypted input ``[B,S,F]``: one ciphertext per feature."""
-        parts = np.empty((1, len(ciphers)), dtype=object)
-        parts[0, :] = ciphers
-        return BatchTensor(self, parts, shape)
+        """Encrypted input ``[B,S,F]``, one ciphertext per feature: where a program begins."""
+        self.machine.place.restart()
+        self.refresh_points.clear()
+        fresh = self.machine.map(self.machine.lowered, ciphers)
+        return BatchTensor(self, as_parts(fresh, (1, len(fresh))), shape)
 
     def region(self, name: str) -> AbstractContextManager[None]:
         """Name the part of the network that runs inside."""
@@ -115,7 +118,8 @@ class CkksBackend:
     def rerandomised(self, output: BatchTensor) -> list[Cipher]:
         """What leaves the evaluator as a result: every part under fresh randomness."""
         with self.recorder.op("rerandomise"):
-            return [self.machine.rerandomised(part) for part in output.parts.flat]
+            machine = self.machine
+            return machine.map(lambda part: machine.rerandomised(machine.lowered(part)), output.parts.flat)
 
     # ---- refresh --------------------------------------------------------------------------------------------
 
@@ -132,6 +136,4 @@ class CkksBackend:
         with self.recorder.phase("refresh"), self.recorder.op("refresh"):
             fresh = self.refresher(list(x.parts.flat))
             self.recorder.levels(x.level, fresh[0].level)
-        parts: Parts = np.empty(x.parts.shape, dtype=object)
-        parts.flat[:] = fresh
-        return parts
+        return as_parts(fresh, x.parts.shape)

@@ -8,28 +8,28 @@ offset r holds ``q_t·k_{t+r mod T}`` of every token t, so sums over keys are ad
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from secureattn.backends.ckks.layout import baby_steps, common_layout, common_parts
-from secureattn.backends.ckks.machine import Cipher, Machine, OutOfLevels
+from secureattn.backends.ckks.cipher import Cipher
+from secureattn.backends.ckks.elementwise import CipherTensor, Parts, as_parts, combined, ids
+from secureattn.backends.ckks.layout import baby_steps, common_layout
 from secureattn.errors import InputError
-from secureattn.polynomial import Polynomial
-from secureattn.tensor import Public, Tensor
+from secureattn.tensor import Public
 
 if TYPE_CHECKING:
     from secureattn.backends.ckks.backend import CkksBackend
 
-Parts = Any
-"""An object array of Ciphers, ``[H or 1, features or offsets]``."""
+Turned = list[list[Cipher]]
+"""Rotated ciphertexts: ``[shift][ciphertext]``."""
 
 
-class BatchTensor(Tensor):
+class BatchTensor(CipherTensor):
     """``parts [H or 1, features or offsets]`` of ciphertexts behind a logical shape; a value with one token
     (``[B,1,D]``) is the same at every token of the layout.
     """
@@ -42,77 +42,13 @@ class BatchTensor(Tensor):
         self.shape = shape
         self.diagonals = diagonals
 
-    @property
-    def level(self) -> int:
-        """Rescales left in the lowest part."""
-        return int(min(part.level for part in self.parts.flat))
-
-    @property
-    def machine(self) -> Machine:
-        return self.backend.machine
-
     # ---- elementwise ----------------------------------------------------------------------------------------
-
-    def __add__(self, other: Self | Public) -> Self:
-        with self._op("add"):
-            if isinstance(other, BatchTensor):
-                return self._joined(self.machine.add, other)
-            return self._made(self._plus(other))
-
-    def __mul__(self, other: Self | Public) -> Self:
-        machine = self.machine
-        with self._op("multiply"):
-            if isinstance(other, BatchTensor):
-                return self._joined(lambda a, b: machine.finish(machine.sum_of_products([(a, b)])), other)
-            return self._made(self._times(other))
-
-    def __neg__(self) -> Self:
-        with self._op("negate"):
-            return self._made(self._map(self.machine.negate))
-
-    def square(self) -> Self:
-        return self.combine(products=[(self, self)])
-
-    def combine(
-        self,
-        terms: Sequence[tuple[float, Self]] = (),
-        products: Sequence[tuple[Self, Self]] = (),
-        constant: float = 0.0,
-    ) -> Self:
-        tensors = [x for _, x in terms] + [x for pair in products for x in pair]
-        with self._op("combine" if terms or len(products) > 1 else "square"):
-            level = self.machine.require(min(x.level for x in tensors), "a sum of products")
-            shape, diagonals = common_layout(tensors)
-            wide: dict[int, Parts] = {id(x): np.broadcast_to(x.parts, common_parts(tensors)) for x in tensors}
-            parts: Parts = np.empty(common_parts(tensors), dtype=object)
-            for at in np.ndindex(*parts.shape):
-                pairs = [(wide[id(a)][at], wide[id(b)][at]) for a, b in products]
-                parts[at] = self._combine_at([(c, wide[id(x)][at]) for c, x in terms], pairs, constant, level)
-            return self._made(parts, shape, diagonals=diagonals)
-
-    def _combine_at(
-        self, terms: list[tuple[float, Cipher]], pairs: list[tuple[Cipher, Cipher]], constant: float, level: int
-    ) -> Cipher:
-        """One part of ``combine``: everything at one level and one scale, then one rescale and one relinearisation."""
-        machine = self.machine
-        total = machine.sum_of_products(pairs, level) if pairs else None
-        if terms:
-            linear = machine.weighted_sum(terms, level, machine.target(level) if total is None else total.scale)
-            total = linear if total is None else machine.add(total, linear)
-        assert total is not None
-        if constant:
-            total = machine.add_public(total, constant)
-        return machine.finish(total)
-
-    def polynomial(self, p: Polynomial) -> Self:
-        if p.depth > self.level:
-            raise OutOfLevels(f"a polynomial of degree {p.degree}", p.depth, self.level).at(self.backend.recorder.path)
-        return super().polynomial(p)
 
     def _plus(self, value: Public) -> Parts:
         """Public addends: one number a part where it is the same at every token."""
 
         def plus(a: Cipher, column: npt.NDArray[np.float64]) -> Cipher:
+            a = self.machine.lowered(a)
             if np.ptp(column) == 0:
                 return self.machine.add_public(a, float(column[0])) if column[0] else a
             return self.machine.add_public(a, self.backend.token_slots(column))
@@ -122,18 +58,24 @@ class BatchTensor(Tensor):
     def _times(self, value: Public) -> Parts:
         def times(a: Cipher, column: npt.NDArray[np.float64]) -> Cipher:
             if np.ptp(column) == 0:
-                return self.machine.times_constant(a, float(column[0]))
-            return self.machine.times_vector(a, self.backend.token_slots(column))
+                factor = float(column[0])
+                return self.machine.times_constant(self.machine.lowered(a, 0 if factor.is_integer() else 1), factor)
+            return self.machine.times_vector(self.machine.lowered(a, 1), self.backend.token_slots(column))
 
         return self._by_column(times, value)
 
     def _by_column(self, f: Callable[[Cipher, npt.NDArray[np.float64]], Cipher], value: Public) -> Parts:
         columns = self.backend.columns(value, self.shape, diagonals=self.diagonals)
         columns = np.broadcast_to(columns, (*self.parts.shape, columns.shape[-1]))
-        parts: Parts = np.empty(self.parts.shape, dtype=object)
-        for at in np.ndindex(*self.parts.shape):
-            parts[at] = f(self.parts[at], columns[at])
-        return parts
+        places = list(np.ndindex(*self.parts.shape))
+
+        def alike(at: tuple[int, ...]) -> object:
+            constant = float(columns[at][0]) if np.ptp(columns[at]) == 0 else None
+            kind = constant if constant is None or constant in (0, 2) else constant.is_integer()
+            return id(self.parts[at]), kind
+
+        made = self.machine.map(lambda at: f(self.parts[at], columns[at]), places, alike=alike)
+        return as_parts(made, self.parts.shape)
 
     # ---- linear layers and sums -----------------------------------------------------------------------------
 
@@ -144,13 +86,18 @@ class BatchTensor(Tensor):
                 raise InputError(
                     f"linear needs features and a weight [Dout,Din], got {list(self.shape)} and {list(weight.shape)}"
                 )
-            level = machine.require(self.level, "a linear layer")
-            parts: Parts = np.empty((len(self.parts), len(weight)), dtype=object)
-            for h, j in np.ndindex(*parts.shape):
-                terms = list(zip(weight[j].tolist(), self.parts[h], strict=True))
-                parts[h, j] = machine.rescale(machine.weighted_sum(terms, level, machine.target(level)))
-            out = self._new(parts, (*self.shape[:-1], len(weight)))
-            return self._made(parts if bias is None else out._plus(bias), out.shape)
+
+            def rows(of: Parts, outputs: Sequence[int], level: int) -> list[Cipher]:
+                sums = machine.weighted_sums(weight[list(outputs)], of, level, machine.target(level))
+                return [machine.rescale(one) for one in sums]
+
+            made = [
+                machine.map_together(functools.partial(rows, head), range(len(weight)), self.level, "a linear layer")
+                for head in self.parts
+            ]
+            parts = as_parts([*itertools.chain(*made)], (len(made), len(weight)))
+            out = self._layout(parts, (*self.shape[:-1], len(weight)))
+            return self._made(out if bias is None else out._new(out._plus(bias)))
 
     def inner(self, other: Self) -> Self:
         machine = self.machine
@@ -158,38 +105,40 @@ class BatchTensor(Tensor):
             shape, _ = common_layout([self, other])
             if self.parts.shape != other.parts.shape:
                 raise InputError(f"inner needs equal widths, got {list(self.shape)} and {list(other.shape)}")
-            parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
             left = self._valid_parts
             right = left if self is other else other.parts
-            for h in range(self.parts.shape[0]):
-                parts[h, 0] = machine.finish(machine.sum_of_products(list(zip(left[h], right[h], strict=True))))
-            return self._made(parts, (*shape[:-1], 1), diagonals=False)
+            rows = list(zip(left, right, strict=True))
+            parts = machine.map(
+                lambda row: combined(machine, products=list(zip(*row, strict=True))),
+                rows,
+                alike=lambda row: (ids(row[0]), ids(row[1])),
+            )
+            return self._made(self._layout(as_parts(parts, (len(rows), 1)), (*shape[:-1], 1)))
 
     def sum(self, axis: int) -> Self:
         axis %= len(self.shape)
         with self._op("sum"):
             shape = tuple(1 if i == axis else n for i, n in enumerate(self.shape))
             if axis == len(self.shape) - 1:
-                parts: Parts = np.empty((self.parts.shape[0], 1), dtype=object)
-                for h, row in enumerate(self._valid_parts):
-                    parts[h, 0] = functools.reduce(self.machine.add, row)
-                return self._made(parts, shape, diagonals=False)
+                parts = self.machine.map(lambda row: functools.reduce(self._sum, row), self._valid_parts, alike=ids)
+                return self._made(self._layout(as_parts(parts, (len(parts), 1)), shape))
             if axis == len(self.shape) - 2 and not self.diagonals:
-                return self._made(self._map(self._sum_tokens), shape)
+                return self._made(self._layout(self._map(self._sum_tokens), shape))
             raise InputError(f"the batch layout has no sum over axis {axis} of {list(self.shape)}")
 
     def _sum_tokens(self, a: Cipher) -> Cipher:
         """The sum, at every token. Padded tokens are masked first."""
         if self.shape[-2] == 1:
-            return a
-        if self.backend.padded:
-            a = self.machine.times_vector(a, self.backend.token_slots(np.ones(self.shape[-2]), padding=0.0))
-        return self._spread(a)
+            return self.machine.lowered(a)
+        if not self.backend.padded:
+            return self._spread(self.machine.lowered(a))
+        valid = self.backend.token_slots(np.ones(self.shape[-2]), padding=0.0)
+        return self._spread(self.machine.times_vector(self.machine.lowered(a, 1), valid))
 
     def _spread(self, a: Cipher) -> Cipher:
         """Rotate and add, log2 T times: every token then holds the sum of all."""
         step = self.backend.batch
-        while step < self.machine.parameters.slots:
+        while step < self.machine.slots:
             a = self.machine.add(a, self.machine.rotate(a, step))
             step *= 2
         return a
@@ -199,53 +148,65 @@ class BatchTensor(Tensor):
         if axis == len(self.shape) - 1 and not self.diagonals:
             part = slice(index, index + 1 or None) if isinstance(index, int) else index
             parts = self.parts[:, part]
-            return self._new(parts, (*self.shape[:-1], parts.shape[1]))
+            return self._layout(parts, (*self.shape[:-1], parts.shape[1]))
         if axis == 1 and len(self.shape) == 3 and isinstance(index, int):
             with self._op("take"):
                 where = np.zeros(self.shape[1])
                 where[index] = 1.0
                 slots = self.backend.token_slots(where, padding=0.0)
-                chosen = self._new(self._map(lambda a: self.machine.times_vector(a, slots)), self.shape)
-                return self._made(chosen._map(self._spread), (self.shape[0], 1, self.shape[2]))
+
+                def at_every_token(a: Cipher) -> Cipher:
+                    return self._spread(self.machine.times_vector(self.machine.lowered(a, 1), slots))
+
+                return self._made(self._layout(self._map(at_every_token), (self.shape[0], 1, self.shape[2])))
         raise InputError(f"the batch layout cannot take {index} of axis {axis} of {list(self.shape)}")
 
     # ---- attention ------------------------------------------------------------------------------------------
 
     def split_heads(self, heads: int) -> Self:
         b, s, d = self.shape
-        return self._new(self.parts.reshape(heads, d // heads), (b, heads, s, d // heads))
+        return self._layout(self.parts.reshape(heads, d // heads), (b, heads, s, d // heads))
 
     def merge_heads(self) -> Self:
         b, h, s, d = self.shape
-        return self._new(self.parts.reshape(1, h * d), (b, s, h * d))
+        return self._layout(self.parts.reshape(1, h * d), (b, s, h * d))
 
     def per_key(self) -> Self:
         """Every cyclic diagonal of the row: ``rot_r`` for all offsets r; the logical shape is already broadcast."""
         with self._op("per_key"):
             b, heads, s, _ = self.shape
-            rotated = [self._rotated(r)[:, 0] for r in range(self.backend.tokens)]
-            return self._made(np.stack(rotated, axis=1), (b, heads, s, s), diagonals=True)
+            rotated = self._rotations(self.parts[:, 0], range(self.backend.tokens))
+            parts = as_parts([*itertools.chain(*rotated)], (self.backend.tokens, heads)).T
+            return self._made(self._layout(parts, (b, heads, s, s), diagonals=True))
 
     def scores(self, k: Self) -> Self:
-        """Offset r = i + g·baby: ``rot_{g·baby}( Σ_d rot_{−g·baby}(q_d) · rot_i(k_d) )``; relinearised once a sum."""
+        """Offset r = i + g·baby: ``rot_{g·baby}( Σ_d rot_{−g·baby}(q_d) · rot_i(k_d) )``; relinearised once a sum.
+
+        One head at a time, so that no more than its rotations are held.
+        """
         machine, tokens = self.machine, self.backend.tokens
         heads, width = self.parts.shape
         baby = baby_steps(tokens, lambda b: ((b - 1) + (tokens // b - 1)) * heads * width + heads * (tokens - b))
         with self._op("scores"):
             level = machine.require(min(self.level, k.level), "a product")
-            q, k = self._dropped(level), k._dropped(level)
-            keys = [k._rotated(i) for i in range(baby)]
-            parts: Parts = np.empty((heads, tokens), dtype=object)
-            for giant in range(0, tokens, baby):
-                queries = q._rotated(-giant)
-                for i, h in np.ndindex(baby, heads):
-                    total = machine.sum_of_products(list(zip(queries[h], keys[i][h], strict=True)))
-                    parts[h, giant + i] = machine.rotate(machine.finish(total), giant * self.backend.batch)
+            parts: list[Cipher] = []
+            for q_head, k_head in zip(self.parts, k.parts, strict=True):
+                keys = self._rotations(k_head, range(baby), level)
+                queries = self._rotations(q_head, range(0, -tokens, -baby), level)
+
+                def offset(r: int, keys: Turned = keys, queries: Turned = queries) -> Cipher:
+                    pairs = list(zip(queries[r // baby], keys[r % baby], strict=True))
+                    return self._rotate(combined(machine, products=pairs), r - r % baby)
+
+                def alike(r: int, keys: Turned = keys, queries: Turned = queries) -> object:
+                    return r - r % baby, ids(queries[r // baby]), ids(keys[r % baby])
+
+                parts += machine.map(offset, range(tokens), alike=alike)
             b, _, s, _ = self.shape
-            return self._made(parts, (b, heads, s, s), diagonals=True)
+            return self._made(self._layout(as_parts(parts, (heads, tokens)), (b, heads, s, s), diagonals=True))
 
     def mix(self, v: Self) -> Self:
-        """``Σ_giant rot_giant( Σ_i rot_{−giant}(a_{giant+i}) · rot_i(v) )``; one rescale for all."""
+        """``Σ_giant rot_giant( Σ_i rot_{−giant}(a_{giant+i}) · rot_i(v) )``; one rescale for all, a head at a time."""
         machine, tokens = self.machine, self.backend.tokens
         heads, width = v.parts.shape
         features = heads * width
@@ -253,30 +214,48 @@ class BatchTensor(Tensor):
         with self._op("mix"):
             weights = self._valid_parts
             level = machine.require(min(weights[0, 0].level, v.level), "a product")
-            low = v._dropped(level)
-            values = [low._rotated(i) for i in range(baby)]
-            parts: Parts = np.empty((heads, width), dtype=object)
-            for h, giant in np.ndindex(heads, tokens // baby):
-                shift = giant * baby
-                row = [self._rotate_part(machine.dropped(weights[h, shift + i], level), -shift) for i in range(baby)]
-                for d in range(width):
-                    pairs = [(row[i], values[i][h, d]) for i in range(baby)]
-                    inner = machine.relinearise(machine.sum_of_products(pairs, level))
-                    inner = self._rotate_part(inner, shift)
-                    parts[h, d] = inner if parts[h, d] is None else machine.add(parts[h, d], inner)
-            for at in np.ndindex(heads, width):
-                parts[at] = machine.rescale(parts[at])
+            parts: list[Cipher] = []
+            for a_head, v_head in zip(weights, v.parts, strict=True):
+                values = self._rotations(v_head, range(baby), level)
+                turned = self._turned(list(a_head), [r % baby - r for r in range(tokens)], level)
+
+                def feature(d: int, values: Turned = values, turned: list[Cipher] = turned) -> Cipher:
+                    at = machine.begin_at(level, "a product")
+                    sums = []
+                    for giant in range(0, tokens, baby):
+                        pairs = [(turned[giant + i], values[i][d]) for i in range(baby)]
+                        sums.append(self._rotate(machine.relinearise(machine.sum_of_products(pairs, at)), giant))
+                    return machine.rescale(functools.reduce(machine.add, sums))
+
+                def alike(d: int, values: Turned = values) -> object:
+                    return ids(row[d] for row in values)
+
+                parts += machine.map(feature, range(width), alike=alike)
             b, _, s, _ = self.shape
-            return self._made(parts, (b, heads, s, width), diagonals=False)
+            return self._made(self._layout(as_parts(parts, (heads, width)), (b, heads, s, width)))
 
-    def _dropped(self, level: int) -> Self:
-        """All parts at a level, before they are rotated: key switching costs the square of the primes left."""
-        return self._new(self._map(lambda a: self.machine.dropped(a, level)), self.shape)
+    def _rotations(self, ciphers: Sequence[Cipher], shifts: Sequence[int], level: int | None = None) -> Turned:
+        """Every ciphertext by every shift: ``[shift][ciphertext]``."""
+        ciphers = list(ciphers)
+        flat = self._turned(ciphers * len(shifts), [shift for shift in shifts for _ in ciphers], level)
+        return [flat[i : i + len(ciphers)] for i in range(0, len(flat), len(ciphers))]
 
-    def _rotated(self, tokens: int) -> Parts:
-        return self._map(lambda a: self._rotate_part(a, tokens))
+    def _turned(self, ciphers: Sequence[Cipher], shifts: Sequence[int], level: int | None = None) -> list[Cipher]:
+        """Each ciphertext rotated by its own number of tokens, on a level: key switching costs the square of the primes
+        left, so it is dropped to it before.
+        """
+        turned = [c if level is None else self.machine.dropped(c, level) for c in ciphers]
+        moved = [i for i, shift in enumerate(shifts) if shift]
+        rotated = self.machine.map(
+            lambda i: self._rotate(self.machine.lowered(turned[i]), shifts[i]),
+            moved,
+            alike=lambda i: (shifts[i], id(turned[i])),
+        )
+        for i, cipher in zip(moved, rotated, strict=True):
+            turned[i] = cipher
+        return turned
 
-    def _rotate_part(self, a: Cipher, tokens: int) -> Cipher:
+    def _rotate(self, a: Cipher, tokens: int) -> Cipher:
         return self.machine.rotate(a, tokens * self.backend.batch)
 
     @functools.cached_property
@@ -285,52 +264,23 @@ class BatchTensor(Tensor):
         if not (self.diagonals and self.backend.padded):
             return self.parts
         tokens, keys = self.backend.tokens, self.shape[-1]
-        parts: Parts = np.empty(self.parts.shape, dtype=object)
-        for h, r in np.ndindex(*self.parts.shape):
-            valid = (np.arange(tokens) + r) % tokens < keys
-            parts[h, r] = self.machine.times_vector(self.parts[h, r], self.backend.token_slots(valid.astype(float)))
-        return parts
 
-    # ---- levels ---------------------------------------------------------------------------------------------
+        def valid(at: tuple[int, ...]) -> Cipher:
+            there = (np.arange(tokens) + at[1]) % tokens < keys
+            slots = self.backend.token_slots(there.astype(float))
+            return self.machine.times_vector(self.machine.lowered(self.parts[at], 1), slots)
 
-    def refresh(self, site: str) -> Self:
-        parts = self.backend.refresh(site, self)
-        return self if parts is None else self._new(parts, self.shape)
+        made = self.machine.map(valid, np.ndindex(*self.parts.shape), alike=lambda at: id(self.parts[at]))
+        return as_parts(made, self.parts.shape)
 
     # ---- inner ----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _op(self, name: str) -> Iterator[None]:
-        """An operation for the ledger; levels that run out are reported with the place."""
-        recorder = self.backend.recorder
-        with recorder.op(name):
-            try:
-                yield
-            except OutOfLevels as error:
-                raise error.at(recorder.path) from None
+    def _layout(self, parts: Parts, shape: tuple[int, ...], *, diagonals: bool = False) -> Self:
+        return type(self)(self.backend, parts, shape, diagonals=diagonals)
 
-    def _made(self, parts: Parts, shape: tuple[int, ...] | None = None, *, diagonals: bool | None = None) -> Self:
-        """The result of the operation now open."""
-        kind = self.diagonals if diagonals is None else diagonals
-        out = type(self)(self.backend, parts, self.shape if shape is None else shape, diagonals=kind)
-        self.backend.recorder.levels(self.level, out.level)
-        return out
+    def _new(self, parts: Parts) -> Self:
+        return self._layout(parts, self.shape, diagonals=self.diagonals)
 
-    def _new(self, parts: Parts, shape: tuple[int, ...]) -> Self:
-        return type(self)(self.backend, parts, shape, diagonals=self.diagonals)
-
-    def _map(self, f: Callable[[Cipher], Cipher]) -> Parts:
-        parts: Parts = np.empty(self.parts.shape, dtype=object)
-        for at in np.ndindex(*self.parts.shape):
-            parts[at] = f(self.parts[at])
-        return parts
-
-    def _joined(self, f: Callable[[Cipher, Cipher], Cipher], other: BatchTensor) -> Self:
-        """Part by part, broadcasting."""
-        shape, diagonals = common_layout([self, other])
-        pair: Parts = np.broadcast_arrays(self.parts, other.parts)
-        left, right = pair
-        parts: Parts = np.empty(left.shape, dtype=object)
-        for at in np.ndindex(*left.shape):
-            parts[at] = f(left[at], right[at])
-        return self._made(parts, shape, diagonals=diagonals)
+    def _of(self, parts: Parts, tensors: Sequence[Self]) -> Self:
+        shape, diagonals = common_layout(tensors)
+        return self._layout(parts, shape, diagonals=diagonals)

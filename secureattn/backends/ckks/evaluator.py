@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from secureattn.backends.ckks import gemm
 from secureattn.backends.ckks import residues as ring
 from secureattn.backends.ckks.keys import EvaluationKeys, galois_element
 from secureattn.backends.ckks.parameters import CkksParameters
@@ -23,6 +27,7 @@ class Mask:
 
     element: ring.WideIntegers = field(repr=False)
     scale: float
+    level: int
 
 
 class SealEvaluator:
@@ -58,6 +63,16 @@ class SealEvaluator:
     def from_residues(self, residues: ring.Residues, scale: float) -> Ciphertext:
         """The ciphertext with residues ``[size][level+1][N]`` in NTT form, each below its prime."""
         return self._ring.from_residues(residues, scale)
+
+    def memory(self, ct: Ciphertext) -> ring.Residues:
+        """All residues as one piece of memory, for another process."""
+        return self.residues(ct)
+
+    def received(self, read: Callable[[Any], None], size: int, level: int, scale: float) -> Ciphertext:
+        """A ciphertext whose residues ``read`` fills in."""
+        ct = self._ring.empty(size, level, scale)
+        read(self._ring.residues(ct))
+        return self._ring.written(ct)
 
     def level(self, ct: Ciphertext) -> int:
         """Rescales left."""
@@ -106,6 +121,18 @@ class SealEvaluator:
         """ct², of size 3; the scale squares."""
         self._needs_level(ct, "square")
         return self._new(self._evaluator.square, ct, scale=ct.scale * ct.scale)
+
+    def multiply_matrix(
+        self, weights: npt.NDArray[np.int64], cts: Sequence[Ciphertext], level: int, scale: float
+    ) -> list[Ciphertext]:
+        """``Σ_i weights[j,i]·cts[i]`` for every row of integers ``[Dout,Din]``, at a level no higher than any of the
+        ciphertexts (size 2), and with a scale the caller knows.
+        """
+        results = [self._ring.empty(2, level, scale) for _ in weights]
+        inputs = [self._ring.residues(ct) for ct in cts]
+        outputs = [self._ring.residues(ct) for ct in results]
+        gemm.multiply(weights, inputs, outputs, self.parameters.primes[: level + 1])
+        return [self._ring.written(ct) for ct in results]
 
     def multiply_constant(self, ct: Ciphertext, value: float, scale: float) -> Ciphertext:
         """ct·value in every slot, value encoded at ``scale``; a fresh encryption of zero where it rounds to 0."""
@@ -164,11 +191,17 @@ class SealEvaluator:
         """
         return self.add(ct, self._zero(self.level(ct), ct.scale))
 
-    def mask(self, ct: Ciphertext) -> tuple[bytes, Mask]:
-        """The evaluator's first half of the masked refresh: what to send to the owner, and what to keep.
+    def draw_mask(self, scale: float, level: int | None = None) -> Mask:
+        """A mask for one refresh of a ciphertext at a scale: r, uniform on [-2^(w-1), 2^(w-1)) for every coefficient,
+        w = ``parameters.mask_bits``. ``level`` is what will be asked for, the highest unless given.
+        """
+        element = ring.uniform_mask(self.parameters.ring_degree, self.parameters.mask_bits)
+        return Mask(element, scale, self.parameters.levels if level is None else level)
 
-        Takes a size-2 ciphertext at level ≥ 1 to level 1, Q = q₀·q₁, rerandomises it and adds r, uniform on
-        [-2^(w-1), 2^(w-1)), w = ``parameters.mask_bits``, to every coefficient.
+    def mask(self, ct: Ciphertext, mask: Mask) -> bytes:
+        """The evaluator's first half of the masked refresh: what to send to the owner.
+
+        Takes a size-2 ciphertext at level ≥ 1 to level 1, Q = q₀·q₁, rerandomises it and adds the mask.
         **Domain**: coefficients within Q/4; ``parameters.refresh_hiding_bits`` says how well r hides them.
         **Cost**: one round, one ciphertext at level 1 out, one fresh (seeded) ciphertext back.
         **Source**: flooding for circuit privacy, Gentry 2009 (thesis, ch. 2.1 and 21).
@@ -180,23 +213,21 @@ class SealEvaluator:
         # still be a known linear function of her own ciphertexts, whose coefficients are the weights: two or three
         # of them solve for those. The fresh encryption of zero adds u·p1 + e1 to c1, pseudorandom under RLWE even to
         # who knows s, as u is the evaluator's own.
-        masked = self.rerandomise(self.drop_to(ct, 1))
-        mask = Mask(ring.uniform_mask(self.parameters.ring_degree, self.parameters.mask_bits), masked.scale)
-        self._add_element(masked, mask.element)
-        return self.save(masked), mask
+        return self.save(self._plus(self.rerandomise(self.drop_to(ct, 1)), mask.element))
 
     def unmask(self, blob: bytes, mask: Mask) -> Ciphertext:
-        """The evaluator's second half: the refreshed value on the highest level, at the scale it had before."""
+        """The evaluator's second half: the refreshed value on the level asked for, at the scale it had before."""
         ct = self.load(blob)
-        if self.level(ct) != self.parameters.levels or ct.size() != 2 or not _close(ct.scale, mask.scale):
+        if self.level(ct) != mask.level or ct.size() != 2 or not _close(ct.scale, mask.scale):
             raise InputError("the key owner's answer to a refresh has another level or scale; answer each mask once")
-        self._add_element(ct, -mask.element)
-        return ct
+        return self._plus(ct, -mask.element)
 
-    def _add_element(self, ct: Ciphertext, element: ring.WideIntegers) -> None:
-        self._evaluator.transform_from_ntt_inplace(ct)
-        self._evaluator.add_inplace(ct, self._ring.ring_ciphertext(element, self.level(ct), ct.scale))
-        self._evaluator.transform_to_ntt_inplace(ct)
+    def _plus(self, ct: Ciphertext, element: ring.WideIntegers) -> Ciphertext:
+        """ct + a ring element, for which SEAL has no plaintext wide enough."""
+        primes = self.parameters.primes[: self.level(ct) + 1]
+        residues = np.array(self.residues(ct))
+        residues[0] = ring.addmod(residues[0], self._ring.ntt(element.residues(primes)), primes)
+        return self.from_residues(residues, ct.scale)
 
     # ---- inner ----------------------------------------------------------------------------------------------
 

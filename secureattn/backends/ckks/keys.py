@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secureattn.backends.ckks import residues as ring
+from secureattn.backends.ckks import wire
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.seal import Ring, Slots, sealapi
 from secureattn.errors import EngineError, InputError
@@ -115,8 +116,9 @@ class KeyOwner:
         at = self.parameters.levels if level is None else level
         if not 0 <= at <= self.parameters.levels:
             raise InputError(f"level {at} is outside 0..{self.parameters.levels}; choose one inside")
-        plain = self._ring.encode(np.asarray(slots, dtype=np.float64), at, scale or self.parameters.scales[at])
-        return self._ring.save(self._encryptor.encrypt_symmetric(plain))
+        used = scale or self.parameters.scales[at]
+        plain = self._ring.encode(np.asarray(slots, dtype=np.float64), at, used)
+        return self._ring.save_fresh(self._encryptor.encrypt_symmetric(plain), at, used)
 
     def decrypt(self, blob: bytes) -> Slots:
         """The real slots ``[N/2]``. Do not publish them: CKKS decryptions leak the key (Li, Micciancio 2021).
@@ -146,45 +148,28 @@ class KeyOwner:
         spectrum[at], spectrum[-at] = slots, slots.conj()
         return float(np.abs(np.fft.fft(spectrum)[:ring_degree]).max() / ring_degree)
 
-    def refresh(self, blobs: Sequence[bytes]) -> list[bytes]:
-        """The owner's half of the masked refresh: each ciphertext again on the highest level, at the same scale.
+    def refresh(self, blobs: Sequence[bytes], levels: Sequence[int]) -> list[bytes]:
+        """The owner's half of the masked refresh: each ciphertext again, fresh on the level asked for, at its scale.
 
         The lift and the new encryption are exact on the masked ring element, so the mask stays removable; only fresh
         encryption noise is added. InputError unless masked under this key at level 1.
         """
-        return [self._refresh(blob) for blob in blobs]
+        return [self._refresh(blob, level) for blob, level in zip(blobs, levels, strict=True)]
 
-    def _refresh(self, blob: bytes) -> bytes:
+    def _refresh(self, blob: bytes, level: int) -> bytes:
+        if not 1 <= level <= self.parameters.levels:
+            raise InputError(f"a refresh to level {level} was asked for, levels are 1..{self.parameters.levels}")
         ct, plain = self._ring.load(blob), sealapi.Plaintext()
         if ct.coeff_modulus_size() != 2:
             raise InputError(f"refresh needs a masked ciphertext at level 1, got level {ct.coeff_modulus_size() - 1}")
         self._decryptor.decrypt(ct, plain)
-        q0, q1 = self.parameters.primes[:2]
-        element = ring.lift(self._coefficients(plain, ct.scale), (q0, q1))
+        primes = self.parameters.primes
+        element = ring.lift(self._ring.coefficients(self._ring.plaintext_residues(plain)), (primes[0], primes[1]))
         # the mask keeps within ±Q/4; under another key half of the coefficients lie outside
-        if element.magnitude() > 0.3 * q0 * q1:
+        if element.magnitude() > 0.3 * primes[0] * primes[1]:
             raise InputError("ciphertext to refresh was masked under another key; use this owner's public key")
-        return self._ring.save(self._encryptor.encrypt_symmetric(self._ring_plaintext(element, ct.scale)))
-
-    def _coefficients(self, plain: Any, scale: float) -> ring.Residues:
-        """Coefficient residues ``[primes][N]`` of a plaintext; SEAL transforms ciphertexts only, so (0, p) serves."""
-        values = self._ring.plaintext_residues(plain)
-        carrier = self._ring.from_residues(np.stack([np.zeros_like(values), values]), scale)
-        self._ring.evaluator.transform_from_ntt_inplace(carrier)
-        coefficients: ring.Residues = self._ring.residues(carrier)[1]
-        return coefficients
-
-    def _ring_plaintext(self, element: ring.WideIntegers, scale: float) -> Any:
-        """A ring element (plus encryption noise) as a plaintext on the highest level.
-
-        SEAL encodes doubles only, too narrow here; decrypting (m, 0) added to an encryption of zero goes round it.
-        """
-        carrier, plain = sealapi.Ciphertext(), sealapi.Plaintext()
-        self._encryptor.encrypt_zero_symmetric(carrier)
-        carrier.scale = scale
-        evaluator = self._ring.evaluator
-        evaluator.transform_from_ntt_inplace(carrier)
-        evaluator.add_inplace(carrier, self._ring.ring_ciphertext(element, self.parameters.levels, scale))
-        evaluator.transform_to_ntt_inplace(carrier)
-        self._decryptor.decrypt(carrier, plain)
-        return plain
+        zero = self._encryptor.encrypt_zero_symmetric(self._ring.parms_ids[level])
+        stored = self._ring.seeded(zero, level, ct.scale)
+        masked = self._ring.ntt(element.residues(primes[: level + 1]))
+        residues = ring.addmod(stored.residues, masked[None], primes)
+        return wire.narrow(self.parameters, replace(stored, residues=residues))

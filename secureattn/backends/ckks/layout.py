@@ -25,11 +25,6 @@ def common_layout(tensors: Sequence[BatchTensor]) -> tuple[tuple[int, ...], bool
         raise InputError(f"shapes {shapes} do not broadcast") from None
 
 
-def common_parts(tensors: Sequence[BatchTensor]) -> tuple[int, ...]:
-    """The number of ciphertexts of each axis after broadcasting."""
-    return np.broadcast_shapes(*(x.parts.shape for x in tensors))
-
-
 def baby_steps(tokens: int, key_switches: Callable[[int], int]) -> int:
     """The power of two, up to the number of tokens, with the fewest key switches."""
     return min((1 << i for i in range(tokens.bit_length())), key=key_switches)

@@ -8,95 +8,64 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from secureattn.backends.ckks.costs import primitive_s
+from secureattn.backends.ckks import gemm
+from secureattn.backends.ckks.cipher import Cipher, Device, NullDevice, OutOfLevels, Slots, Vector
+from secureattn.backends.ckks.costs import TYPICAL, Costs
+from secureattn.backends.ckks.loops import Loops
 from secureattn.backends.ckks.parameters import CkksParameters
-from secureattn.errors import PlanError
+from secureattn.backends.ckks.units import Path
 from secureattn.events import Recorder
 
-Slots = npt.NDArray[np.float64]
-Item = TypeVar("Item")
+__all__ = ["Cipher", "Device", "Machine", "NullDevice", "OutOfLevels", "Slots", "Vector"]
+
 _SAME_SCALE = 2.0**-40  # relative; the evaluator refuses to add what is further apart
 
 
-@dataclass(frozen=True, slots=True)
-class Cipher:
-    """A ciphertext: rescales left, exact scale, number of polynomials, and the device's own data."""
+class Machine(Loops):
+    """Levels, scales and counts around a device."""
 
-    level: int
-    scale: float
-    size: int
-    data: Any
-
-
-@dataclass(frozen=True, eq=False)
-class Vector:
-    """Public slots that are multiplied with more than once: encoded the first time they meet a level and scale."""
-
-    slots: Slots
-    encoded: dict[tuple[int, float], Any] = field(default_factory=dict, repr=False)
-
-
-class Device(Protocol):
-    """What executes: SEAL's evaluator, or nothing at all."""
-
-    def add(self, a: Any, b: Any) -> Any: ...
-    def negate(self, ct: Any) -> Any: ...
-    def add_constant(self, ct: Any, value: float) -> Any: ...
-    def add_vector(self, ct: Any, slots: Slots) -> Any: ...
-    def encode(self, value: Slots, level: int, scale: float) -> Any: ...
-    def multiply_encoded(self, ct: Any, plain: Any, scale: float) -> Any: ...
-    def multiply(self, a: Any, b: Any) -> Any: ...
-    def square(self, ct: Any) -> Any: ...
-    def multiply_constant(self, ct: Any, value: float, scale: float) -> Any: ...
-    def multiply_vector(self, ct: Any, slots: Slots, scale: float) -> Any: ...
-    def relinearize(self, ct: Any) -> Any: ...
-    def rescale(self, ct: Any) -> Any: ...
-    def rotate(self, ct: Any, steps: int) -> Any: ...
-    def drop_to(self, ct: Any, level: int) -> Any: ...
-    def rerandomise(self, ct: Any) -> Any: ...
-
-
-class NullDevice:
-    """Computes nothing: every ciphertext is None. The plan's device."""
-
-    def __getattr__(self, operation: str) -> Callable[..., None]:
-        return lambda *operands: None
-
-
-class Machine:
-    """Levels, scales and counts around a device. ``steps`` gathers the rotations used, for key generation."""
-
-    def __init__(self, parameters: CkksParameters, device: Device, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        parameters: CkksParameters,
+        device: Device,
+        recorder: Recorder,
+        *,
+        ceilings: Mapping[Path, int] | None = None,
+        workers: int = 1,
+        worth: Iterable[Path] | None = None,
+        costs: Costs = TYPICAL,
+    ) -> None:
+        super().__init__(device, recorder, ceilings=ceilings, workers=workers, worth=worth, costs=costs)
         self.parameters = parameters
-        self.device = device
-        self.recorder = recorder
-        self.steps: set[int] = set()
 
-    def map(self, compute: Callable[[Item], Cipher], items: Iterable[Item]) -> list[Cipher]:
-        """``compute`` of every item: one ciphertext each, independent of each other."""
-        return [compute(item) for item in items]
+    @property
+    def slots(self) -> int:
+        """Numbers in a ciphertext, N/2."""
+        return self.parameters.slots
 
     # ---- sums -----------------------------------------------------------------------------------------------
 
-    def add(self, a: Cipher, b: Cipher) -> Cipher:
-        """a + b; brought to a common level and scale first, exactly."""
-        a, b = self.matched(a, b)
+    def add(self, a: Cipher, b: Cipher, level: int | None = None) -> Cipher:
+        """a + b at a level, the lower one's unless given; brought to it and to a common scale first, exactly."""
+        a, b = self.matched(a, b, level)
+        self._reads(a, b)
         data = self._run("additions", a.level, lambda: self.device.add(a.data, b.data))
         return Cipher(a.level, a.scale, max(a.size, b.size), data)
 
     def negate(self, a: Cipher) -> Cipher:
         """−a."""
+        self._reads(a)
         return self._like(a, self._run("additions", a.level, lambda: self.device.negate(a.data)))
 
     def add_public(self, a: Cipher, value: float | Slots) -> Cipher:
         """a + value in every slot, or slot by slot."""
+        self._reads(a)
         if isinstance(value, np.ndarray):
             self.count("encodes", a.level)
             data = self._run("additions", a.level, lambda: self.device.add_vector(a.data, value))
@@ -113,6 +82,8 @@ class Machine:
         if not used:
             one = self.weighted_sum([(1.0, terms[0][1])], level, scale)
             return self.add(one, self.negate(one))
+        for _, a in used:
+            self.uses(a, level)
         self.count("pt_products", level, len(used))
         self.count("additions", level, len(used) - 1)
         size = max(a.size for _, a in used)
@@ -127,6 +98,37 @@ class Machine:
         self._spent("pt_products", start)
         return Cipher(level, scale, size, total)
 
+    def weighted_sums(
+        self, weights: npt.NDArray[np.float64], inputs: Sequence[Cipher], level: int, scale: float
+    ) -> list[Cipher]:
+        """``weighted_sum`` for every row of ``weights [Dout,Din]``: scalar products, or BLAS on the residues where that
+        is modelled to be faster. The results are the same.
+        """
+        factors = scale / np.array([a.scale for a in inputs])
+        integers = np.abs(weights * factors)
+        integers = np.copysign(np.floor(integers + 0.5), weights)
+        used = np.count_nonzero(integers, axis=1)
+        products = int(used.sum())
+        matrix_s = self._matrix_s(len(weights), len(inputs), level)
+        scalar_s = self.modelled("pt_products", level, products) + self.modelled("additions", level, products)
+        simple = all(a.size == 2 for a in inputs) and used.all() and np.abs(integers).max(initial=0) < 2.0**62
+        if not simple or scalar_s <= matrix_s:
+            return [self.weighted_sum(list(zip(row.tolist(), inputs, strict=True)), level, scale) for row in weights]
+        for a in inputs:
+            self.uses(a, level)
+        self.count("additions", level, products - len(weights), seconds=0.0)
+        self.count("pt_products", level, products, seconds=matrix_s)
+        if isinstance(self.device, NullDevice):
+            return [Cipher(level, scale, 2, None)] * len(weights)
+        start = time.perf_counter()
+        rows = self.device.multiply_matrix(integers.astype(np.int64), [a.data for a in inputs], level, scale)
+        self._spent("pt_products", start)
+        return [Cipher(level, scale, 2, row) for row in rows]
+
+    def _matrix_s(self, outputs: int, inputs: int, level: int) -> float:
+        products = outputs * gemm.gemm_products(self.parameters.primes[: level + 1], inputs)
+        return self.costs.matrix_s(self.parameters.ring_degree, level + 1, inputs, outputs, products)
+
     def sum_of_vectors(self, terms: Sequence[tuple[Vector, Cipher]], level: int, scale: float) -> Cipher:
         """``Σ v_i ⊙ a_i`` slot by slot at a level and scale, not rescaled; each vector is encoded at the scale that
         hits it, once.
@@ -134,6 +136,7 @@ class Machine:
         parts = []
         for vector, a in terms:
             operand, factor = self.dropped(a, level), scale / a.scale
+            self._reads(operand)
             plain = self._encoded(vector, level, factor)
             multiply = functools.partial(self.device.multiply_encoded, operand.data, plain, factor)
             parts.append(Cipher(level, scale, operand.size, self._run("pt_products", level, multiply)))
@@ -150,6 +153,7 @@ class Machine:
     def multiply(self, a: Cipher, b: Cipher, level: int) -> Cipher:
         """a·b at a level: of size 3, scale the product of both, neither relinearised nor rescaled."""
         x, y = self.dropped(a, level), self.dropped(b, level)
+        self._reads(x, y)
         if a is b:
             data = self._run("ct_products", level, lambda: self.device.square(x.data))
         else:
@@ -157,9 +161,11 @@ class Machine:
         return Cipher(level, a.scale * b.scale, 3, data)
 
     def sum_of_products(self, pairs: Sequence[tuple[Cipher, Cipher]], level: int | None = None) -> Cipher:
-        """``Σ a_j·b_j`` at a level (the lowest of all unless given), of size 3, neither relinearised nor rescaled."""
+        """``Σ a_j·b_j`` at a level, of size 3, neither relinearised nor rescaled; to be rescaled in the unit now open,
+        where no level is given.
+        """
         if level is None:
-            level = self.require(min(min(a.level, b.level) for a, b in pairs), "a product")
+            level = self.begin_at(min(min(a.level, b.level) for a, b in pairs), "a product")
         return functools.reduce(self.add, (self.multiply(a, b, level) for a, b in self._matched_pairs(pairs, level)))
 
     def _matched_pairs(self, pairs: Sequence[tuple[Cipher, Cipher]], level: int) -> list[tuple[Cipher, Cipher]]:
@@ -182,6 +188,7 @@ class Machine:
         """a times public values slot by slot, rescaled to the canonical scale one level down."""
         level = self.require(a.level, "a product with a public vector")
         factor = self.target(level) / a.scale
+        self._reads(a)
         self.count("encodes", level)
         data = self._run("pt_products", level, lambda: self.device.multiply_vector(a.data, slots, factor))
         return self.rescale(Cipher(level, a.scale * factor, a.size, data))
@@ -190,6 +197,7 @@ class Machine:
         """a times a number: whole numbers cost no level, others one."""
         if value == 0:
             return self.add(a, self.negate(a))
+        self._reads(a)
         if float(value).is_integer():
             if value == 2:
                 return self._like(a, self._run("additions", a.level, lambda: self.device.add(a.data, a.data)))
@@ -213,6 +221,7 @@ class Machine:
     def rescale(self, a: Cipher) -> Cipher:
         """One level down; the scale is divided by the prime dropped."""
         level = self.require(a.level, "a rescale")
+        self._reads(a)
         data = self._run("rescales", level, lambda: self.device.rescale(a.data))
         return Cipher(level - 1, a.scale / self.parameters.primes[level], a.size, data)
 
@@ -220,6 +229,7 @@ class Machine:
         """Back to two polynomials."""
         if a.size == 2:
             return a
+        self._reads(a)
         data = self._run("relinearisations", a.level, lambda: self.device.relinearize(a.data))
         return Cipher(a.level, a.scale, 2, data)
 
@@ -233,17 +243,25 @@ class Machine:
         """The same value and scale at a lower level."""
         if a.level == level:
             return a
+        self.uses(a, level)
         return Cipher(level, a.scale, a.size, self.device.drop_to(a.data, level))
 
-    def matched(self, a: Cipher, b: Cipher) -> tuple[Cipher, Cipher]:
-        """Both on one level and exact scale: the higher one is multiplied by 1 encoded so as to land on the lower."""
-        if a.level < b.level:
-            return a, self._landed(b, a.level, a.scale)
-        if b.level < a.level:
-            return self._landed(a, b.level, b.scale), b
+    def lowered(self, a: Cipher, depth: int = 0) -> Cipher:
+        """The same value, no higher than needed for the result of the unit now open, which is ``depth`` lower."""
+        return self.dropped(a, self.place.start(a.level, depth))
+
+    def matched(self, a: Cipher, b: Cipher, level: int | None = None) -> tuple[Cipher, Cipher]:
+        """Both on one level, the lower one's unless given, and exact scale: the higher one is multiplied by 1 encoded
+        so as to land on the other.
+        """
+        level = min(a.level, b.level) if level is None else level
         if abs(a.scale - b.scale) <= _SAME_SCALE * a.scale:
-            return a, b
-        level = self.require(a.level, "a sum of two scales") - 1
+            return self.dropped(a, level), self.dropped(b, level)
+        if a.level > level:
+            return self._landed(a, level, b.scale), self.dropped(b, level)
+        if b.level > level:
+            return self.dropped(a, level), self._landed(b, level, a.scale)
+        level = self.require(level, "a sum of two scales") - 1
         canonical = self.parameters.scales[level]
         return self._landed(a, level, canonical), self._landed(b, level, canonical)
 
@@ -261,10 +279,12 @@ class Machine:
         if steps == 0:
             return a
         self.steps.add(steps)
+        self._reads(a)
         return self._like(a, self._run("rotations", a.level, lambda: self.device.rotate(a.data, steps)))
 
     def rerandomised(self, a: Cipher) -> Cipher:
         """The same value under fresh randomness, for ciphertexts that leave the evaluator."""
+        self._reads(a)
         return self._like(a, self._run("additions", a.level, lambda: self.device.rerandomise(a.data)))
 
     # ---- counting -------------------------------------------------------------------------------------------
@@ -274,34 +294,29 @@ class Machine:
 
     def _run(self, name: str, level: int, compute: Callable[[], Any]) -> Any:
         if self.recorder.modelled:
-            self.count(name, level)
-            return compute()
+            return self.count(name, level)
         start = time.perf_counter()
         result = compute()
         self.recorder.primitive(name, seconds=time.perf_counter() - start)
         return result
 
-    def count(self, name: str, level: int, times: int = 1) -> None:
-        """Count without measuring; on a modelled recorder at the modelled cost."""
-        seconds = 0.0
-        if self.recorder.modelled:
-            seconds = times * primitive_s(name, self.parameters.ring_degree, level + 1)
-        self.recorder.primitive(name, times=times, seconds=seconds)
+    def count(self, name: str, level: int, times: int = 1, *, seconds: float | None = None) -> None:
+        """Count without measuring; on a modelled recorder at the modelled cost, or the one given."""
+        if self.demand is None:
+            self.recorder.primitive(name, times=times)
+            return
+        spent = self.modelled(name, level, times) if seconds is None else seconds
+        self.demand.spend(self.place.path, name, level, spent)
+        self.recorder.primitive(name, times=times, seconds=spent)
+
+    def modelled(self, name: str, level: int, times: int = 1) -> float:
+        """Modelled seconds of primitives at a level."""
+        return times * self.costs.primitive_s(name, self.parameters.ring_degree, level + 1)
 
     def _spent(self, name: str, start: float) -> None:
         self.recorder.primitive(name, times=0, seconds=time.perf_counter() - start)
 
-
-class OutOfLevels(PlanError):
-    """An operation needs more levels than are left; ``at`` adds where."""
-
-    def __init__(self, what: str, needed: int = 1, left: int = 0, region: str = "") -> None:
-        self.what, self.needed, self.left, self.region = what, needed, left, region
-        super().__init__(
-            f"{what} needs {needed} level{'s' * (needed > 1)}, {left} remain{'s' * (left == 1)} at "
-            f'{region or "the top level"}; use a lower degree, fewer layers, or refresh = "client"'
-        )
-
-    def at(self, region: str) -> OutOfLevels:
-        """The same error with the region it happened in, unless it knows one already."""
-        return self if self.region else OutOfLevels(self.what, self.needed, self.left, region)
+    def _reads(self, *operands: Cipher) -> None:
+        if self.demand is not None:
+            for a in operands:
+                self.uses(a, a.level)

@@ -28,6 +28,7 @@ _CIPHERTEXT = struct.Struct("<4QBQQQdQ")  # parms_id, is_ntt, size, N, primes, s
 _PLAINTEXT = struct.Struct("<4QQd")  # parms_id, coefficients, scale
 _ARRAY = struct.Struct("<HBBBBHQQ")  # a header of its own, words
 SEED_BYTES = 65  # one for the kind of generator, 64 of state
+SEED_FILE_BYTES = _HEADER.size + SEED_BYTES
 
 
 # ---- arithmetic -------------------------------------------------------------------------------------------------
@@ -56,6 +57,14 @@ def _reduced_product(a: Residues, b: Residues, modulus: int) -> Residues:
     quotient = (a.astype(np.float64) * b.astype(np.float64) / modulus).astype(np.uint64)
     difference = (a * b - quotient * np.uint64(modulus)).view(np.int64)
     return np.remainder(difference, np.int64(modulus)).view(np.uint64)
+
+
+def addmod(a: Residues, b: Residues, primes: Sequence[int]) -> Residues:
+    """``a + b`` modulo every prime: ``[…][primes][N]``, all below their primes."""
+    total = a + b
+    moduli = np.array(primes[: a.shape[-2]], dtype=np.uint64)[:, None]
+    reduced: Residues = np.minimum(total, total - moduli)  # below the prime the difference wraps to something huge
+    return reduced
 
 
 def negmod(a: Residues, modulus: int) -> Residues:

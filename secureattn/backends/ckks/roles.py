@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secureattn.backends.ckks.machine import Cipher, Machine, NullDevice
+from secureattn.backends.ckks import processes
+from secureattn.backends.ckks.cipher import Cipher, NullDevice
+from secureattn.backends.ckks.machine import Machine
+from secureattn.backends.ckks.units import Path
 from secureattn.backends.ckks.wire import fresh_bytes, stored_bytes
 
 Array = npt.NDArray[np.float64]
-Answer = Callable[[list[bytes]], list[bytes]]
-"""The key owner's half of a refresh: masked ciphertexts in, fresh ones out."""
+Answer = Callable[[Sequence[bytes], Sequence[int]], list[bytes]]
+"""The key owner's half of a refresh: masked ciphertexts and the levels wanted in, fresh ones back."""
 
 
 def pack(inputs: Array, tokens: int, batch: int) -> list[Array]:
@@ -41,20 +44,40 @@ class MaskedRefresh:
         self.answer = answer
 
     def __call__(self, ciphers: Sequence[Cipher]) -> list[Cipher]:
-        """Fresh ciphertexts of the same values at the same scales, on the highest level."""
-        recorder, parameters = self.machine.recorder, self.machine.parameters
-        sent = len(ciphers) * stored_bytes(parameters, level=1)
-        back = len(ciphers) * fresh_bytes(parameters)
+        """Fresh ciphertexts of the same values at the same scales, each on the level it is needed at."""
+        machine, parameters = self.machine, self.machine.parameters
+        recorder = machine.recorder
         recorder.primitive("rounds")
-        self.machine.count("refreshes", parameters.levels, len(ciphers))
-        if isinstance(self.machine.device, NullDevice):
-            recorder.primitive("bytes_sent", times=sent + back)
-            return [Cipher(parameters.levels, c.scale, 2, None) for c in ciphers]
+        if isinstance(machine.device, NullDevice):
+            fresh = machine.map(self._modelled, ciphers)
+            back = sum(fresh_bytes(parameters, c.level) for c in fresh)
+            recorder.primitive("bytes_sent", times=len(ciphers) * stored_bytes(parameters, level=1) + back)
+            return fresh
         assert self.answer is not None
-        device: Any = self.machine.device
-        masked = [device.mask(self.machine.dropped(c, 1).data) for c in ciphers]
-        blobs = [blob for blob, _ in masked]
-        answers = self.answer(blobs)
+        device: Any = machine.device
+        loop = machine.place.begin()
+        levels = [self._level((*loop, i)) for i in range(len(ciphers))]
+        masks = [device.draw_mask(c.scale, level) for c, level in zip(ciphers, levels, strict=True)]
+        pairs = list(zip(ciphers, masks, strict=True))
+        workers = machine.workers_for(loop)
+        blobs = processes.gathered(lambda pair: device.mask(pair[0].data, pair[1]), pairs, workers)
+        answers = self.answer(blobs, levels)
         recorder.primitive("bytes_sent", times=sum(map(len, blobs)) + sum(map(len, answers)))
-        fresh = [device.unmask(blob, mask) for blob, (_, mask) in zip(answers, masked, strict=True)]
-        return [Cipher(parameters.levels, c.scale, 2, data) for c, data in zip(ciphers, fresh, strict=True)]
+        for level in levels:
+            machine.count("refreshes", level)
+
+        def unmask(at: int) -> Cipher:
+            return Cipher(levels[at], ciphers[at].scale, 2, device.unmask(answers[at], masks[at]))
+
+        return machine.over(loop, unmask, range(len(ciphers)))
+
+    def _modelled(self, a: Cipher) -> Cipher:
+        machine = self.machine
+        machine.uses(a, 1, user=())  # whatever level it comes back on
+        level = self._level(machine.place.path)
+        machine.count("refreshes", level)
+        return Cipher(level, a.scale, 2, None)
+
+    def _level(self, path: Path) -> int:
+        """A unit that comes out of a refresh lies where it is needed, but above level 0."""
+        return max(1, self.machine.place.ceilings.get(path, self.machine.parameters.levels))

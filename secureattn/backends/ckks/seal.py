@@ -6,15 +6,18 @@ form (``bytes``, see ``wire``) between them.
 
 from __future__ import annotations
 
+import functools
 import math
+import struct
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from secureattn.backends.ckks import memory, wire
 from secureattn.backends.ckks import residues as ring
-from secureattn.backends.ckks import wire
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.errors import INSTALL, EngineError, InputError
 
@@ -32,6 +35,7 @@ Slots = npt.NDArray[np.float64]
 Ciphertext = Any
 """A ``tenseal.sealapi.Ciphertext``; tenseal has no stubs."""
 
+_SEED_MARKER = np.uint64(2**64 - 1)
 _LOAD_ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)  # what SEAL throws at bad files
 
 
@@ -74,9 +78,32 @@ class Ring:
             raise InputError("ciphertext hides nothing: all but its first polynomial are 0; send an encrypted one")
         return ct
 
-    def save(self, serialisable: Any) -> bytes:
-        """A ciphertext, or what symmetric encryption gives (seeded, half the size), in wire form."""
-        return wire.narrow(self.parameters, ring.read_ciphertext(self._file(serialisable)))
+    def save(self, ct: Ciphertext) -> bytes:
+        """A ciphertext in wire form."""
+        stored = ring.StoredCiphertext(self.residues(ct), ct.scale, ct.is_ntt_form(), self.version)
+        return wire.narrow(self.parameters, stored)
+
+    def save_fresh(self, serialisable: Any, level: int, scale: float) -> bytes:
+        """What symmetric encryption gives, in wire form: seeded, half the size."""
+        return wire.narrow(self.parameters, self.seeded(serialisable, level, scale))
+
+    def seeded(self, serialisable: Any, level: int, scale: float) -> ring.StoredCiphertext:
+        """What symmetric encryption gives: the first polynomial and the seed of the second."""
+        stored = self._seeded_in_memory(serialisable, level, scale) or ring.read_ciphertext(self._file(serialisable))
+        return replace(stored, scale=scale)
+
+    def _seeded_in_memory(self, serialisable: Any, level: int, scale: float) -> ring.StoredCiphertext | None:
+        """SEAL holds a marker and the seed's file in the place of the second polynomial."""
+        layout = layouts().ciphertext
+        if layout is None:
+            return None
+        words = layout.words(serialisable)
+        first, second = words.reshape(2, -1)
+        seed = second[1:].view(np.uint8)[: ring.SEED_FILE_BYTES].tobytes()
+        if second[0] != _SEED_MARKER or len(words) != 2 * (level + 1) * self.parameters.ring_degree:
+            return None
+        residues = first.reshape(1, level + 1, -1)
+        return ring.StoredCiphertext(residues, scale, True, self.version, seed[-ring.SEED_BYTES :])
 
     def load_key(self, key: Any, path: Path) -> Any:
         """Fill an empty SEAL key from its file; InputError where that is missing or does not fit."""
@@ -116,36 +143,103 @@ class Ring:
             ) from error
         return plain
 
-    def ring_ciphertext(self, element: ring.WideIntegers, level: int, scale: float) -> Ciphertext:
-        """The trivial (m, 0), in coefficient form: adding it adds m."""
-        residues = element.residues(self.parameters.primes[: level + 1])
-        return self.from_residues(np.stack([residues, np.zeros_like(residues)]), scale, is_ntt=False)
+    def ntt(self, coefficients: ring.Residues) -> ring.Residues:
+        """A ring element's residues ``[level+1][N]`` in NTT form, from those of its coefficients."""
+        return self._transformed(self.evaluator.transform_to_ntt_inplace, coefficients, is_ntt=False)
+
+    def coefficients(self, residues: ring.Residues) -> ring.Residues:
+        """The inverse of ``ntt``."""
+        return self._transformed(self.evaluator.transform_from_ntt_inplace, residues, is_ntt=True)
+
+    def _transformed(self, transform: Any, element: ring.Residues, *, is_ntt: bool) -> ring.Residues:
+        """SEAL transforms ciphertexts only, and one whose second polynomial is 0 it may refuse: so (m, m) is one."""
+        carrier = self.from_residues(np.stack([element, element]), 1.0, is_ntt=is_ntt)
+        transform(carrier)
+        transformed: ring.Residues = self.residues(carrier)[0]
+        return transformed
 
     def from_residues(self, residues: ring.Residues, scale: float, *, is_ntt: bool = True) -> Ciphertext:
-        """The ciphertext with residues ``[size][level+1][N]``, each below its prime."""
-        return self._from_stored(ring.StoredCiphertext(residues, scale, is_ntt, self.version))
+        """The ciphertext with residues ``[size][level+1][N]``, each below its prime (not checked)."""
+        ct = self.empty(residues.shape[0], residues.shape[1] - 1, scale, is_ntt=is_ntt)
+        self.residues(ct)[:] = residues
+        return self.written(ct)
+
+    def empty(self, size: int, level: int, scale: float, *, is_ntt: bool = True) -> Ciphertext:
+        """A ciphertext for residues that are still to be written: into ``residues(ct)``, then ``written`` gives it."""
+        if layouts().ciphertext is None:
+            shape = (size, level + 1, self.parameters.ring_degree)
+            return ring.StoredCiphertext(np.empty(shape, dtype=np.uint64), scale, is_ntt, self.version)
+        ct = sealapi.Ciphertext(self.context, self.parms_ids[level], size)
+        ct.resize(size)
+        ct.scale = scale
+        memory.mark_ntt(ct, is_ntt)
+        return ct
+
+    def written(self, ct: Ciphertext) -> Ciphertext:
+        """The ciphertext that ``empty`` announced, now that its residues are written."""
+        return self._from_stored(ct) if isinstance(ct, ring.StoredCiphertext) else ct
 
     def residues(self, ct: Ciphertext) -> ring.Residues:
-        """Residues ``[size][level+1][N]``, in the form that the ciphertext is in."""
-        return ring.unpack_ciphertext(self._file(ct))
+        """Residues ``[size][level+1][N]``, in the form that the ciphertext is in; they share its memory if possible."""
+        if isinstance(ct, ring.StoredCiphertext):
+            return ct.residues
+        layout = layouts().ciphertext
+        if layout is None:
+            return ring.unpack_ciphertext(self._file(ct))
+        return layout.words(ct).reshape(ct.size(), ct.coeff_modulus_size(), -1)
 
     def plaintext_residues(self, plain: Any) -> ring.Residues:
-        """Residues ``[level+1][N]`` of a plaintext, in NTT form."""
-        return ring.unpack_plaintext(self._file(plain), self.parameters.ring_degree)
+        """Residues ``[level+1][N]`` of a plaintext, in NTT form; they share its memory if possible."""
+        layout = layouts().plaintext
+        if layout is None:
+            return ring.unpack_plaintext(self._file(plain), self.parameters.ring_degree)
+        return layout.words(plain).reshape(-1, self.parameters.ring_degree)
 
     def _from_stored(self, stored: ring.StoredCiphertext) -> Ciphertext:
-        parms_id = self.parms_ids[stored.residues.shape[1] - 1]
-        ct = sealapi.Ciphertext()
-        with ring.scratch_file() as path:
-            path.write_bytes(
-                ring.pack_ciphertext(
-                    stored.residues,
-                    parms_id=parms_id,
-                    scale=stored.scale,
-                    is_ntt=stored.is_ntt,
-                    version=stored.version,
-                    seed=stored.seed,
-                )
+        return _through_file(self.context, self.parms_ids[stored.residues.shape[1] - 1], stored)
+
+
+def _through_file(context: Any, parms_id: Any, stored: ring.StoredCiphertext) -> Ciphertext:
+    ct = sealapi.Ciphertext()
+    with ring.scratch_file() as path:
+        path.write_bytes(
+            ring.pack_ciphertext(
+                stored.residues,
+                parms_id=parms_id,
+                scale=stored.scale,
+                is_ntt=stored.is_ntt,
+                version=stored.version,
+                seed=stored.seed,
             )
-            ct.load(self.context, str(path))
-        return ct
+        )
+        ct.load(context, str(path))
+    return ct
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Where SEAL keeps residues in memory, None where unknown."""
+
+    ciphertext: memory.Layout | None
+    plaintext: memory.Layout | None
+
+
+@functools.cache
+def layouts() -> Layouts:
+    """Found once a process, on a ciphertext and a plaintext of a small ring."""
+    description = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.CKKS)
+    degree, primes = 1024, (12289, 18433)
+    description.set_poly_modulus_degree(degree)
+    description.set_coeff_modulus([sealapi.Modulus(prime) for prime in primes])
+    context = sealapi.SEALContext(description, False, sealapi.SEC_LEVEL_TYPE.NONE)
+    parms_id, scale = context.last_parms_id(), 2.0**10
+    header = sealapi.Serialization.SEALHeader()
+    values = np.random.default_rng(0).integers(1, primes[0], size=(2, 1, degree), dtype=np.uint64)
+    stored = ring.StoredCiphertext(values, scale, True, (int(header.version_major), int(header.version_minor)))
+    ct, plain = _through_file(context, parms_id, stored), sealapi.Plaintext()
+    sealapi.CKKSEncoder(context).encode(1.5, parms_id, scale, plain)
+    (bits,) = struct.unpack("<Q", struct.pack("<d", scale))
+    return Layouts(
+        memory.Layout.found(ct, [*parms_id, 1, 2, degree, 1, bits, 1], values.reshape(-1)),
+        memory.Layout.found(plain, [*parms_id, degree, bits], np.full(degree, 1536, dtype=np.uint64)),
+    )

@@ -1,7 +1,8 @@
-"""Ciphertexts on the wire: a header of 32 bytes, then every residue in as many bytes as its prime needs.
+"""Ciphertexts on the wire: a header of 32 bytes, then every residue in as many bits as its prime needs.
 
 Residues are uniform, so nothing compresses further, and a size is a formula: plans predict it exactly. What follows
-from the parameters is not sent, so a blob cannot contradict them. Needs no engine.
+from the parameters is not sent, so a blob cannot contradict them. Results, which nobody computes with any more, come
+without the low bits that their noise has drowned. Needs no engine.
 """
 
 from __future__ import annotations
@@ -16,27 +17,57 @@ from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.residues import SEED_BYTES, Residues, StoredCiphertext
 from secureattn.errors import InputError
 
-_MAGIC, _VERSION = b"SAc", 1
+_MAGIC, _VERSION = b"SAc", 2
 _HEADER = struct.Struct("<3sBBB16sBBd")
-"""Magic, version, SEAL's major and minor version, start of the fingerprint, level, polynomials that follow, scale.
+"""Magic, version, SEAL's major and minor version, start of the fingerprint, level, form, scale.
 
-One polynomial is followed by the seed of the second; two or three stand alone. All are in NTT form.
+Forms 1 to 3 are so many polynomials in NTT form; a single one is followed by the seed of the second. Form 4 is a
+rounded result: two polynomials by their coefficients.
 """
+_RESULT = 4
+_LANES = 64
+
+RESULT_ERROR = 2.0**-20
+"""What rounding adds to a number in a result at most, but for one in 5e8 (six standard deviations)."""
 
 
 def stored_bytes(parameters: CkksParameters, level: int, size: int = 2) -> int:
-    """Bytes of a ciphertext of ``size`` polynomials at a level: ``32 + size·N·Σ ⌈log2 q_i / 8⌉``."""
-    return _HEADER.size + size * parameters.ring_degree * sum(_widths(parameters, level))
+    """Bytes of a ciphertext of ``size`` polynomials at a level: ``32 + size·N/8·Σ ⌈log2 q_i⌉``."""
+    return _HEADER.size + _packed_bytes(parameters, _widths(parameters, level), size)
 
 
-def fresh_bytes(parameters: CkksParameters) -> int:
-    """Bytes of a fresh symmetric encryption on the highest level: one polynomial and the seed of the other."""
-    return stored_bytes(parameters, parameters.levels, size=1) + SEED_BYTES
+def fresh_bytes(parameters: CkksParameters, level: int) -> int:
+    """Bytes of a fresh symmetric encryption at a level: one polynomial and the seed of the other."""
+    return stored_bytes(parameters, level, size=1) + SEED_BYTES
+
+
+def result_bytes(parameters: CkksParameters) -> int:
+    """Bytes of a rounded result: ``32 + 2·N/8·(⌈log2 q_0⌉ − t)``, t = ``dropped_bits``."""
+    return _HEADER.size + _packed_bytes(parameters, _result_widths(parameters), 2)
+
+
+def dropped_bits(parameters: CkksParameters) -> int:
+    """Low bits t that every coefficient of a result goes without.
+
+    Rounding to a multiple of 2^t errs uniformly, with variance 2^2t/12. With a ternary secret s (variance 2/3 a
+    coefficient) a coefficient of e0 + e1·s has 2^2t/12·(1 + 2N/3), and the real part of a slot, which sums N of them
+    and is divided by Δ, has N/2 times that: a standard deviation of 2^t·N/(6Δ). Six of them stay below
+    ``RESULT_ERROR`` with t = ⌊log2(Δ·RESULT_ERROR/N)⌋. The last rescale has left as much noise as t = 0 would.
+    """
+    return max(0, math.floor(math.log2(parameters.scales[0] * RESULT_ERROR / parameters.ring_degree)))
 
 
 def _widths(parameters: CkksParameters, level: int) -> list[int]:
-    """Bytes per residue for each prime left at a level."""
-    return [(q.bit_length() + 7) // 8 for q in parameters.primes[: level + 1]]
+    """Bits per residue for each prime left at a level."""
+    return [q.bit_length() for q in parameters.primes[: level + 1]]
+
+
+def _result_widths(parameters: CkksParameters) -> list[int]:
+    return [_widths(parameters, 0)[0] - dropped_bits(parameters)]
+
+
+def _packed_bytes(parameters: CkksParameters, widths: Sequence[int], size: int) -> int:
+    return size * parameters.ring_degree // 8 * sum(widths)
 
 
 def narrow(parameters: CkksParameters, stored: StoredCiphertext) -> bytes:
@@ -46,9 +77,25 @@ def narrow(parameters: CkksParameters, stored: StoredCiphertext) -> bytes:
         raise ValueError("the wire takes ciphertexts in NTT form; transform it first")
     if polynomials not in ((1,) if stored.seed else (2, 3)):
         raise ValueError(f"the wire takes 2 or 3 polynomials, got {polynomials}; relinearise first")
+    head = _head(parameters, stored, polynomials)
+    return b"".join([head, *_packed(stored.residues, _widths(parameters, primes - 1)), stored.seed])
+
+
+def narrow_result(parameters: CkksParameters, stored: StoredCiphertext) -> bytes:
+    """A result in wire form, rounded. ValueError unless it is two polynomials of coefficients at level 0."""
+    if stored.is_ntt or stored.residues.shape[:2] != (2, 1):
+        raise ValueError("a result is sent as two polynomials of coefficients at level 0; relinearise and transform it")
+    dropped, (width,) = dropped_bits(parameters), _result_widths(parameters)
+    half = np.uint64(1 << dropped >> 1)
+    # What rounds up to 2^⌈log2 q⌉ is as near to q, that is to 0, which the mask makes of it.
+    rounded = (stored.residues + half >> np.uint64(dropped)) & np.uint64((1 << width) - 1)
+    return b"".join([_head(parameters, stored, _RESULT), *_packed(rounded, [width])])
+
+
+def _head(parameters: CkksParameters, stored: StoredCiphertext, form: int) -> bytes:
     fingerprint = bytes.fromhex(parameters.fingerprint)[:16]
-    head = _HEADER.pack(_MAGIC, _VERSION, *stored.version, fingerprint, primes - 1, polynomials, stored.scale)
-    return b"".join([head, *_shrunk(stored.residues, _widths(parameters, primes - 1)), stored.seed])
+    level = stored.residues.shape[1] - 1
+    return _HEADER.pack(_MAGIC, _VERSION, *stored.version, fingerprint, level, form, stored.scale)
 
 
 def widen(parameters: CkksParameters, blob: bytes) -> StoredCiphertext:
@@ -58,40 +105,84 @@ def widen(parameters: CkksParameters, blob: bytes) -> StoredCiphertext:
     """
     if len(blob) < _HEADER.size or blob[: len(_MAGIC)] != _MAGIC:
         raise InputError("ciphertext is truncated or not one of this library's; send it again")
-    _, version, major, minor, fingerprint, level, polynomials, scale = _HEADER.unpack_from(blob)
+    _, version, major, minor, fingerprint, level, form, scale = _HEADER.unpack_from(blob)
     if version != _VERSION:
         raise InputError(f"ciphertext is in wire format {version}, this release reads {_VERSION}; use the same release")
     if fingerprint != bytes.fromhex(parameters.fingerprint)[:16]:
         raise InputError("ciphertext was made with other parameters; encrypt it with this plan's")
-    if level > parameters.levels or polynomials not in (1, 2, 3):
+    if level > parameters.levels or form not in (1, 2, 3, _RESULT) or (form == _RESULT and level):
         raise InputError(
-            f"ciphertext says level {level} and {polynomials} polynomials, this plan has levels 0..{parameters.levels} "
-            "and 1 to 3 polynomials; send it again"
+            f"ciphertext says level {level} and form {form}, this plan has levels 0..{parameters.levels} and forms 1 "
+            f"to 3 on each, and {_RESULT} on level 0; send it again"
         )
     modulus_bits = math.prod(parameters.primes[: level + 1]).bit_length()
     if not (scale >= 1 and math.log2(scale) < modulus_bits):
         raise InputError(f"ciphertext says scale {scale:.3g}, level {level} has 1 to 2^{modulus_bits}; send it again")
-    end = stored_bytes(parameters, level, polynomials)
-    needed = end + SEED_BYTES if polynomials == 1 else end
+    needed = _form_bytes(parameters, level, form)
     if len(blob) != needed:
         raise InputError(f"ciphertext has {len(blob)} bytes, its header says {needed}; it is truncated, send it again")
-    residues = _grown(blob[_HEADER.size : end], polynomials, _widths(parameters, level), parameters.ring_degree)
-    return StoredCiphertext(residues, scale, True, (major, minor), blob[end:])
+    version_of = (major, minor)
+    if form == _RESULT:
+        return StoredCiphertext(_result_residues(parameters, blob), scale, False, version_of)
+    end = stored_bytes(parameters, level, form)
+    residues = _unpacked(blob[_HEADER.size : end], form, _widths(parameters, level), parameters.ring_degree)
+    return StoredCiphertext(residues, scale, True, version_of, blob[end:])
 
 
-def _shrunk(residues: Residues, widths: Sequence[int]) -> list[bytes]:
-    """The low bytes of every residue, a string per polynomial and prime."""
-    octets = np.ascontiguousarray(residues, dtype="<u8").view(np.uint8).reshape(*residues.shape, 8)
-    return [row[:, :width].tobytes() for polynomial in octets for row, width in zip(polynomial, widths, strict=True)]
+def _form_bytes(parameters: CkksParameters, level: int, form: int) -> int:
+    if form == _RESULT:
+        return result_bytes(parameters)
+    return fresh_bytes(parameters, level) if form == 1 else stored_bytes(parameters, level, form)
 
 
-def _grown(packed: bytes, polynomials: int, widths: Sequence[int], degree: int) -> Residues:
-    """Residues ``[polynomials][primes][N]`` from what ``_shrunk`` gives, joined."""
-    raw = np.frombuffer(packed, dtype=np.uint8)
-    octets = np.zeros((polynomials, len(widths), degree, 8), dtype=np.uint8)
+def _result_residues(parameters: CkksParameters, blob: bytes) -> Residues:
+    """Coefficients ``[2][1][N]`` as multiples of 2^t: whatever the bits, each is below the prime."""
+    rounded = _unpacked(blob[_HEADER.size :], 2, _result_widths(parameters), parameters.ring_degree)
+    coefficients = rounded << np.uint64(dropped_bits(parameters))
+    return np.minimum(coefficients, coefficients - np.uint64(parameters.primes[0]))  # below it that wraps to a huge one
+
+
+# ---- bits -------------------------------------------------------------------------------------------------------
+
+
+def _packed(residues: Residues, widths: Sequence[int]) -> list[bytes]:
+    """Residues without their leading zeros, a string per polynomial and prime.
+
+    64 of them that lie N/64 apart share ``width`` words, so that everything moves in whole arrays: word w of all the
+    words, then word w + 1.
+    """
+    return [_bits(row, width) for polynomial in residues for row, width in zip(polynomial, widths, strict=True)]
+
+
+def _bits(row: Residues, width: int) -> bytes:
+    lanes = row.reshape(_LANES, -1)
+    words = np.zeros((width, lanes.shape[1]), dtype="<u8")
+    for i, lane in enumerate(lanes):
+        at, shift = divmod(i * width, 64)
+        words[at] |= lane << np.uint64(shift)
+        if shift + width > 64:
+            words[at + 1] |= lane >> np.uint64(64 - shift)
+    return words.tobytes()
+
+
+def _unpacked(packed: bytes, polynomials: int, widths: Sequence[int], degree: int) -> Residues:
+    """Residues ``[polynomials][primes][N]`` from what ``_packed`` gives, joined."""
+    words = np.frombuffer(packed, dtype="<u8")
+    residues = np.empty((polynomials, len(widths), degree), dtype=np.uint64)
     at = 0
-    for polynomial in octets:
+    for polynomial in residues:
         for row, width in zip(polynomial, widths, strict=True):
-            row[:, :width] = raw[at : at + degree * width].reshape(degree, width)
-            at += degree * width
-    return octets.view("<u8")[..., 0]
+            count = degree // _LANES * width
+            _spread(words[at : at + count].reshape(width, -1), row.reshape(_LANES, -1))
+            at += count
+    return residues
+
+
+def _spread(words: Residues, lanes: Residues) -> None:
+    width = len(words)
+    for i, lane in enumerate(lanes):
+        at, shift = divmod(i * width, 64)
+        np.right_shift(words[at], np.uint64(shift), out=lane)
+        if shift + width > 64:
+            lane |= words[at + 1] << np.uint64(64 - shift)
+        lane &= np.uint64((1 << width) - 1)

@@ -1,0 +1,244 @@
+"""Loops over independent units, run by one process or several; a plan walks them as a run does."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from secureattn.backends.ckks import processes
+from secureattn.backends.ckks.cipher import Cipher, Device, OutOfLevels
+from secureattn.backends.ckks.costs import Costs
+from secureattn.backends.ckks.units import Demand, Path, Place
+from secureattn.events import Recorder
+
+Item = TypeVar("Item")
+Numbered = Sequence[tuple[int, Item]]
+
+
+class Loops:
+    """Runs units at the level they are needed at (``ceilings``), loops over them on ``workers`` processes.
+
+    A planner's recorder is modelled: its loops note in ``demand`` who needs what, and in ``worth`` which of them are
+    faster shared. A run shares those alone, or every loop where it has no plan (``worth`` None). ``steps`` gathers the
+    rotations used, for key generation.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        recorder: Recorder,
+        *,
+        ceilings: Mapping[Path, int] | None = None,
+        workers: int = 1,
+        worth: Iterable[Path] | None = None,
+        costs: Costs,
+    ) -> None:
+        self.device = device
+        self.recorder = recorder
+        self.place = Place(ceilings or {})
+        self.demand = Demand() if recorder.modelled else None
+        self.workers = workers
+        self.costs = costs
+        self.worth = set(worth or ()) if recorder.modelled or worth is not None else None
+        self.steps: set[int] = set()
+        self._sharing = False
+
+    # ---- units ----------------------------------------------------------------------------------------------
+
+    def unit(self, compute: Callable[[], Cipher]) -> Cipher:
+        """What ``compute`` makes, at the level it is needed at; it takes one level at most."""
+        return self._unit(self.place.begin(), compute)
+
+    def map(
+        self, compute: Callable[[Item], Cipher], items: Iterable[Item], *, alike: Callable[[Item], object] | None = None
+    ) -> list[Cipher]:
+        """``compute`` of every item, a unit each, independent of each other; it opens no operation of the ledger.
+
+        Items with equal ``alike``, which must name every ciphertext by its id and whatever else decides what is done
+        with it, cost the same: a plan looks at one of them. Ciphertexts need none, being alike if they are the same.
+        """
+        return self.over(self.place.begin(), compute, items, alike=alike)
+
+    def over(
+        self,
+        loop: Path,
+        compute: Callable[[Item], Cipher],
+        items: Iterable[Item],
+        *,
+        alike: Callable[[Item], object] | None = None,
+    ) -> list[Cipher]:
+        """``map``, as the loop of this name."""
+        numbered = list(enumerate(items))
+
+        def unit(i: int, item: Item) -> Cipher:
+            return self._unit((*loop, i), functools.partial(compute, item))
+
+        if self.demand is not None:
+            keys = [id(item) if isinstance(item, Cipher) else alike(item) if alike else i for i, item in numbered]
+            return self._modelled(loop, keys, lambda i: unit(*numbered[i]))
+        return self._shared(loop, lambda some: [unit(i, item) for i, item in some], numbered)
+
+    def map_together(
+        self, compute: Callable[[Sequence[Item], int], list[Cipher]], items: Sequence[Item], level: int, what: str
+    ) -> list[Cipher]:
+        """``map`` for what is cheaper together: ``compute(items, level)`` at every level that results begin from, each
+        taking one level.
+        """
+        loop = self.place.begin()
+
+        def run(some: Numbered[Item]) -> list[Cipher]:
+            groups: dict[int, list[tuple[int, Item]]] = {}
+            for i, item in some:
+                with self.place.inside((*loop, i)):
+                    groups.setdefault(self.begin_at(level, what), []).append((i, item))
+            made: dict[int, Cipher] = {}
+            for start, group in groups.items():
+                together = (*loop, -1 - start)  # reads for all of them
+                with self.place.inside(together):
+                    results = [self._made(together, r) for r in compute([item for _, item in group], start)]
+                made |= {i: r for (i, _), r in zip(group, results, strict=True)}
+            return [made[i] for i, _ in some]
+
+        numbered = list(enumerate(items))
+        if self.demand is None:
+            return self._shared(loop, run, numbered)
+        before, results = self.recorder.modelled_s, run(numbered)
+        self._model_sharing(loop, before, results)
+        # What is taken apart later is mostly a half or a third, so parts may differ by twelfths.
+        keys = [(i * 12 // len(results), r.level, r.scale) for i, r in enumerate(results)]
+        return self._by_class(loop, keys, lambda i: self._made((*loop, i), results[i]))
+
+    def begin_at(self, level: int, what: str, depth: int = 1) -> int:
+        """The level to begin at for a result ``depth`` lower in the unit now open; OutOfLevels without enough."""
+        if level < depth:
+            raise OutOfLevels(what, depth, level)
+        return self.place.start(level, depth)
+
+    def _unit(self, path: Path, compute: Callable[[], Cipher]) -> Cipher:
+        with self.place.inside(path):
+            return self._made(path, compute())
+
+    def _made(self, path: Path, result: Cipher) -> Cipher:
+        if self.demand is None:
+            return result
+        self.uses(result, result.level, path)  # where it is another unit's, passed on
+        self.demand.make(path, result.level)
+        return Cipher(result.level, result.scale, result.size, path)
+
+    def uses(self, a: Cipher, level: int, user: Path | None = None) -> None:
+        """An operand is read at a level; planners remember."""
+        if self.demand is not None and a.data is not None:
+            self.demand.use(a.data, self.place.path if user is None else user, level)
+
+    # ---- plans ----------------------------------------------------------------------------------------------
+
+    def _modelled(self, loop: Path, keys: Sequence[object], unit: Callable[[int], Cipher]) -> list[Cipher]:
+        """A loop on no data: one unit of each class, counted as often as there are such."""
+        before, sharing = self.recorder.modelled_s, self._sharing
+        self._sharing = True
+        times: dict[object, int] = {}
+        for key in keys:
+            times[key] = times.get(key, 0) + 1
+
+        def several(i: int) -> Cipher:
+            spent, seconds = self.recorder.spent(), self.recorder.modelled_s
+            more = times[keys[i]] - 1
+            with self._times(more + 1):
+                made = unit(i)
+            if more:
+                counts, primitive_s = self.recorder.spent(spent)
+                scaled = {n: more * c for n, c in counts.items()}, {n: more * s for n, s in primitive_s.items()}
+                self.recorder.absorb(scaled)
+                self.recorder.rewind(self.recorder.modelled_s + more * (self.recorder.modelled_s - seconds))
+            return made
+
+        results = self._by_class(loop, keys, several)
+        self._sharing = sharing
+        self._model_sharing(loop, before, results)
+        return results
+
+    @contextmanager
+    def _times(self, times: int) -> Iterator[None]:
+        assert self.demand is not None
+        outer = self.demand.times
+        self.demand.times *= times
+        try:
+            yield
+        finally:
+            self.demand.times = outer
+
+    def _by_class(self, loop: Path, keys: Sequence[object], unit: Callable[[int], Cipher]) -> list[Cipher]:
+        """The same ciphertext for all units of a class, made by the first; what becomes of any counts for all."""
+        assert self.demand is not None
+        first: dict[object, int] = {}
+        made: dict[object, Cipher] = {}
+        for i, key in enumerate(keys):
+            if key not in made:
+                first[key], made[key] = i, unit(i)
+            else:
+                self.demand.join((*loop, first[key]), (*loop, i))
+        return [made[key] for key in keys]
+
+    def _model_sharing(self, loop: Path, before: float, results: Sequence[Cipher]) -> None:
+        """Share a loop where the seconds of the largest share and of sending what the others made are less."""
+        workers = min(self.workers, len(results))
+        if workers < 2 or self._sharing:
+            return
+        alone = self.recorder.modelled_s - before
+        share = math.ceil(len(results) / workers) / len(results)
+        sent = (1 - share) * sum(c.size * (c.level + 1) for c in results) * 2 * self.slots
+        seconds = self.costs.sharing_s(share * alone, workers, round(sent))
+        if seconds < alone:
+            assert self.worth is not None
+            self.worth.add(loop)
+            self.recorder.rewind(before + seconds)
+
+    # ---- processes ------------------------------------------------------------------------------------------
+
+    def workers_for(self, loop: Path) -> int:
+        """How many processes a loop is shared between."""
+        return 1 if self._sharing or (self.worth is not None and loop not in self.worth) else self.workers
+
+    def _shared(self, loop: Path, run: Callable[[Numbered[Item]], list[Cipher]], items: Numbered[Item]) -> list[Cipher]:
+        shares = processes.portions(items, self.workers_for(loop))
+        if len(shares) < 2:
+            return run(items)
+        self._sharing = True
+        try:
+            others = [functools.partial(self._parcel, run, share) for share in shares[1:]]
+            results, deliveries = processes.shared(lambda: run(shares[0]), others)
+        finally:
+            self._sharing = False
+        for delivery in deliveries:
+            results += self._unpacked(delivery)
+        return results
+
+    @property
+    def slots(self) -> int:
+        """Numbers in a ciphertext."""
+        raise NotImplementedError
+
+    def _parcel(self, run: Callable[[Numbered[Item]], list[Cipher]], share: Numbered[Item]) -> processes.Parcel:
+        before = self.recorder.spent()
+        results = run(share)
+        note = {
+            "ciphers": [(c.level, c.scale, c.size) for c in results],
+            "spent": self.recorder.spent(before),
+            "steps": sorted(self.steps),
+        }
+        return processes.Parcel([self.device.memory(c.data) for c in results], note)
+
+    def _unpacked(self, delivery: processes.Delivery) -> list[Cipher]:
+        try:
+            made = []
+            for level, scale, size in delivery.note["ciphers"]:
+                data: Any = self.device.received(delivery.read, size, level, scale)
+                made.append(Cipher(level, scale, size, data))
+            self.recorder.absorb(delivery.note["spent"])
+            self.steps.update(delivery.note["steps"])
+            return made
+        finally:
+            delivery.close()
