@@ -66,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     _samples(compare)
     profile = _model_command(commands, "profile", "what every operation of a run cost", _profile)
     _samples(profile)
+    profile.add_argument(
+        "--error",
+        action="store_true",
+        help="error of every operation, in bits, against the clear run; such a run is NOT private (CKKS)",
+    )
     profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, to open in Perfetto")
     profile.add_argument("--plot", type=Path, metavar="FILE", help="write a stacked-bar plot (.png or .svg)")
     profile.add_argument("--top", type=positive, default=20, metavar="N", help="operations to list (default 20)")
@@ -208,7 +213,7 @@ def _profile(options: Options) -> None:
     networks = [load_network(name) for name in options.network or ("lan", "wan")]
     with output.progress() as tell:
         plan, inputs, _ = _sampled(options, tell)
-        run = runs.execute(plan, inputs, progress=tell, trace=options.trace is not None)
+        run = runs.execute(plan, inputs, progress=tell, trace=options.trace is not None, errors=options.error)
     profiling.show(plan, run, networks, output.stdout(), top=options.top)
     profiling.write(run, trace=options.trace, plot=options.plot)
     if options.json:

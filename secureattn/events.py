@@ -63,7 +63,7 @@ class _Frame:
 
 class Recorder:
     """Collects events. ``modelled=True`` takes time from ``primitive(seconds=…)`` alone and never reads a clock;
-    ``listener`` is told of every operation that ends.
+    ``listener`` is told of every operation that ends; ``last`` is the one that did, not counting "other".
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Recorder:
         self.listener = listener
         self.events: dict[tuple[str, str, str], Event] = {}
         self.spans: list[Span] = []
+        self.last: Event | None = None
         self._path: list[str] = []
         self._phase = "online"
         self._stack: list[_Frame] = []
@@ -130,6 +131,8 @@ class Recorder:
             if self.trace and not self.modelled:
                 start = frame.start - self._origin
                 self.spans.append(Span(event.region, event.op, event.phase, start, elapsed))
+            if name != "other":
+                self.last = event
             if self.listener is not None:
                 self.listener(event)
 

@@ -23,19 +23,25 @@ else:
 
 ENGINES = ("plaintext", "ckks", "crypten")
 REFRESH = ("client", "none")
+LAYOUTS = ("auto", "batch", "dense")
 
 
 @dataclass(frozen=True)
 class CkksOptions:
-    """``refresh``: "client" lets the key owner restore levels under a mask, "none" forbids it. ``scale_bits``: Δ."""
+    """``refresh``: "client" lets the key owner restore levels under a mask, "none" forbids it. ``scale_bits``: Δ.
+    ``layout``: "batch" or "dense", or "auto" for whichever is predicted to be faster.
+    """
 
     refresh: str = "client"
     scale_bits: int = 40
+    layout: str = "auto"
 
     def __post_init__(self) -> None:
         wrong = []
         if self.refresh not in REFRESH:
             wrong.append(f'ckks.refresh must be "client" or "none", not {self.refresh!r}')
+        if self.layout not in LAYOUTS:
+            wrong.append(f'ckks.layout must be "auto", "batch" or "dense", not {self.layout!r}')
         if type(self.scale_bits) is not int or self.scale_bits not in range(30, 46):
             wrong.append(f"ckks.scale_bits must be a whole number from 30 to 45, not {self.scale_bits!r}")
         if wrong:

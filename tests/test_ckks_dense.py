@@ -28,8 +28,7 @@ from secureattn.backends.ckks.dense_layout import DenseLayout, dense_pack, dense
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import CkksParameters, chain, most_levels
 from secureattn.backends.ckks.roles import MaskedRefresh
-from secureattn.backends.symbolic import Unlimited
-from secureattn.backends.symbolic_dense import SymbolicDense
+from secureattn.backends.symbolic import SymbolicDense, Unlimited
 from secureattn.errors import InputError, PlanError
 from secureattn.events import Recorder
 from secureattn.nn import parameters as nn_parameters
@@ -765,7 +764,7 @@ def scheduled(plan: Plan, parameters: CkksParameters, queries: int) -> SymbolicD
             backend.prepare(network, shape)
         with backend.recorder.phase("online"):
             backend.output = network(backend.input(shape))
-            backend.rerandomised(backend.output)
+            backend.results(backend.output)
         return backend
 
     points = passed(schedule=Everywhere()).refresh_points
@@ -792,7 +791,7 @@ def run_encrypted(plan: Plan, x: Array, levels: int, workers: int = 1) -> tuple[
     backend.prepare(network, x.shape)
     with backend.recorder.phase("online"):
         out = network(both.encrypted(backend, x))
-        finished = backend.rerandomised(out)
+        finished = backend.results(out)
     assert out.level == planned.output.level
     slots = both.decrypted(finished)
     assert_close(read(out, slots, 1e-4), dense_unpack(slots, out.shape, backend.layout), 1e-4, "copies differ by noise")

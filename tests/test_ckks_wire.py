@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from secureattn.errors import EngineError, InputError
 SMALL = CkksParameters(1 << 12, (30, 24, 30), 24)
 DEEP = CkksParameters(1 << 13, (48, 38, 38, 38, 52), 38)
 OTHER = CkksParameters(1 << 13, (48, 38, 38, 52), 38)
-MAGIC, VERSION, SEAL_VERSION, LEVEL, POLYNOMIALS, SCALE, HEADER = 0, 3, 4, 22, 23, 24, 32  # offsets
+MAGIC, VERSION, SEAL_VERSION, LEVEL, FORM, SCALE, HEADER = 0, 3, 4, 22, 23, 24, 32  # offsets
 PARAMETERS = pytest.mark.parametrize("parameters", [SMALL, DEEP], ids=["small", "deep"])
 
 
@@ -73,10 +74,60 @@ def test_widen_undoes_narrow_and_sizes_are_the_formula(case):
 
 
 def test_sizes_by_hand():
-    assert wire.stored_bytes(SMALL, 0) == 32 + 2 * 4096 * 4
-    assert wire.stored_bytes(SMALL, 1) == 32 + 2 * 4096 * (4 + 3)
-    assert wire.stored_bytes(DEEP, 3, size=3) == 32 + 3 * 8192 * (6 + 5 + 5 + 5)
-    assert wire.fresh_bytes(DEEP, DEEP.levels) == 32 + 8192 * (6 + 5 + 5 + 5) + 65
+    assert wire.stored_bytes(SMALL, 0) == 32 + 2 * 4096 * 30 // 8
+    assert wire.stored_bytes(SMALL, 1) == 32 + 2 * 4096 * (30 + 24) // 8
+    assert wire.stored_bytes(DEEP, 3, size=3) == 32 + 3 * 8192 * (48 + 38 + 38 + 39) // 8
+    assert wire.fresh_bytes(DEEP, DEEP.levels) == 32 + 8192 * (48 + 38 + 38 + 39) // 8 + 65
+    assert (wire.dropped_bits(SMALL), wire.dropped_bits(DEEP)) == (0, 38 - 13 - 20)
+    assert wire.result_bytes(SMALL) == 32 + 2 * 4096 * 30 // 8
+    assert wire.result_bytes(DEEP) == 32 + 2 * 8192 * (48 - 5) // 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 2**32))
+def test_bits_are_packed_without_a_gap(width, words, seed):
+    """64 numbers that lie a 64th of the row apart are one integer, the first in its lowest bits."""
+    row = np.random.default_rng(seed).integers(0, 1 << width, 64 * words, dtype=np.uint64)
+    row[:2] = (1 << width) - 1, 0
+    packed = wire._packed(row[None, None], [width])
+    assert len(packed[0]) == 8 * words * width
+    assert np.array_equal(wire._unpacked(packed[0], 1, [width], 64 * words)[0, 0], row)
+    by_word = np.frombuffer(packed[0], dtype="<u8").reshape(width, words)
+    for lane in range(words):
+        whole = sum(int(word) << 64 * i for i, word in enumerate(by_word[:, lane]))
+        assert whole == sum(int(value) << width * i for i, value in enumerate(row[lane::words]))
+
+
+@PARAMETERS
+def test_a_result_is_rounded_to_the_nearest(parameters):
+    """The ends of the range and their neighbours too, where what rounds up to the prime is 0."""
+    q, step = parameters.primes[0], 1 << wire.dropped_bits(parameters)
+    coefficients = random_ciphertext(parameters, 0, 2, seed=7).residues
+    ends = np.r_[0 : step + 2, q - step - 2 : q].astype(np.uint64)
+    coefficients[:, 0, : len(ends)] = ends
+    stored = StoredCiphertext(coefficients, parameters.scales[0], False, (4, 1))
+    blob = wire.narrow_result(parameters, stored)
+    again = wire.widen(parameters, blob)
+    assert len(blob) == wire.result_bytes(parameters)
+    assert (again.scale, again.is_ntt, again.seed, again.residues.shape) == (
+        stored.scale,
+        False,
+        b"",
+        (2, 1, stored.residues.shape[2]),
+    )
+    assert (again.residues < q).all()
+    error = (again.residues.astype(np.int64) - coefficients.astype(np.int64) + q // 2) % q - q // 2
+    assert np.abs(error).max() == step // 2
+    assert step == 1 or 0.95 < error[:, 0, len(ends) :].std() / (step / np.sqrt(12)) < 1.05
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32))
+def test_all_bits_of_a_result_are_read_as_coefficients_below_the_prime(seed):
+    head = wire.narrow_result(DEEP, StoredCiphertext(np.zeros((2, 1, 8192), dtype=np.uint64), 2.0**38, False, (4, 1)))
+    noise = np.random.default_rng(seed).bytes(len(head) - HEADER)
+    for body in (noise, b"\xff" * len(noise)):
+        assert (wire.widen(DEEP, head[:HEADER] + body).residues < DEEP.primes[0]).all()
 
 
 def test_narrow_refuses_what_widen_would():
@@ -86,6 +137,13 @@ def test_narrow_refuses_what_widen_would():
             wire.narrow(SMALL, StoredCiphertext(whole.residues[:size], 2.0**24, True, (4, 1), seed))
     with pytest.raises(ValueError, match="NTT form"):
         wire.narrow(SMALL, StoredCiphertext(whole.residues[:2], 2.0**24, False, (4, 1)))
+    for residues, is_ntt in (
+        (whole.residues[:2, :1], True),
+        (whole.residues[:2], False),
+        (whole.residues[:3, :1], False),
+    ):
+        with pytest.raises(ValueError, match="two polynomials of coefficients at level 0"):
+            wire.narrow_result(SMALL, StoredCiphertext(residues, 2.0**24, is_ntt, (4, 1)))
 
 
 @PARAMETERS
@@ -102,15 +160,17 @@ def test_foreign_blobs_are_refused_and_say_why():
     blob = wire.narrow(DEEP, random_ciphertext(DEEP, 2, 2))
     for at, new, reason in [
         (MAGIC, b"PK", "not one of this library's"),
-        (VERSION, b"\x02", "wire format 2, this release reads 1"),
+        (VERSION, b"\x01", "wire format 1, this release reads 2; use the same release"),
         (6, b"\x00\x00", "other parameters"),
-        (LEVEL, b"\x04", r"level 4 and 2 polynomials, this plan has levels 0..3"),
+        (LEVEL, b"\x04", r"level 4 and form 2, this plan has levels 0..3"),
         (LEVEL, b"\xff", "level 255"),
         (LEVEL, b"\x03", "its header says"),
-        (POLYNOMIALS, b"\x00", "0 polynomials"),
-        (POLYNOMIALS, b"\x01", "its header says"),
-        (POLYNOMIALS, b"\x03", "its header says"),
-        (POLYNOMIALS, b"\xff", "255 polynomials"),
+        (FORM, b"\x00", "form 0"),
+        (FORM, b"\x01", "its header says"),
+        (FORM, b"\x03", "its header says"),
+        (FORM, b"\x04", "level 2 and form 4, this plan has levels 0..3 and forms 1 to 3 on each, and 4 on level 0"),
+        (FORM, b"\x05", "form 5"),
+        (FORM, b"\xff", "form 255"),
     ]:
         assert reason in refuses(lambda b: wire.widen(DEEP, b), changed(blob, at, new))
     for scale in (0.0, -1.0, 0.5, np.nan, np.inf, -np.inf, 5e-324, 2.0**125, 1e308):
@@ -121,7 +181,7 @@ def test_foreign_blobs_are_refused_and_say_why():
 
 def test_a_small_blob_cannot_ask_for_much_memory():
     head = wire.narrow(DEEP, random_ciphertext(DEEP, 0, 2))[:HEADER]
-    bad = changed(changed(head, LEVEL, b"\x03"), POLYNOMIALS, b"\x03")
+    bad = changed(changed(head, LEVEL, b"\x03"), FORM, b"\x03")
     wire.stored_bytes(DEEP, 3)  # primes are computed once
     tracemalloc.start()
     try:
@@ -139,7 +199,7 @@ def test_plans_need_no_engine_for_sizes():
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_refused(noise, with_magic):
-    refuses(lambda b: wire.widen(SMALL, b), b"SAc\x01" + noise if with_magic else noise)
+    refuses(lambda b: wire.widen(SMALL, b), b"SAc\x02" + noise if with_magic else noise)
 
 
 # ---- with SEAL --------------------------------------------------------------------------------------------------
@@ -157,11 +217,16 @@ def sides(request):
 
 @pytest.fixture(scope="module")
 def blobs(sides):
-    """One real blob of each kind: seeded, two polynomials, three."""
+    """One real blob of each kind: seeded, two polynomials, three, a rounded result."""
     owner, server = sides
     seeded = owner.encrypt(np.linspace(-1, 1, 8))
     ct = server.load(seeded)
-    return {"seeded": seeded, "full": server.save(ct), "product": server.save(server.square(ct))}
+    return {
+        "seeded": seeded,
+        "full": server.save(ct),
+        "product": server.save(server.square(ct)),
+        "result": server.save_result(ct),
+    }
 
 
 def test_formulas_equal_real_sizes(sides):
@@ -173,6 +238,7 @@ def test_formulas_equal_real_sizes(sides):
         ct = server.load(seeded)
         assert len(seeded) == wire.stored_bytes(parameters, level, 1) + SEED_BYTES
         assert len(server.save(ct)) == wire.stored_bytes(parameters, level)
+        assert len(server.save_result(ct)) == wire.result_bytes(parameters)
         if level:
             assert len(server.save(server.square(ct))) == wire.stored_bytes(parameters, level, 3)
     fresh = server.load(owner.encrypt(np.ones(3)))
@@ -184,7 +250,7 @@ def test_formulas_equal_real_sizes(sides):
 def test_real_ciphertexts_survive(sides, blobs):
     owner, server = sides
     values = np.linspace(-1, 1, 8)
-    for kind, expected in (("seeded", values), ("full", values), ("product", values**2)):
+    for kind, expected in (("seeded", values), ("full", values), ("product", values**2), ("result", values)):
         assert np.abs(owner.decrypt(blobs[kind])[:8] - expected).max() < 0.01
     for kind in ("full", "product"):
         assert server.save(server.load(blobs[kind])) == blobs[kind]
@@ -193,16 +259,71 @@ def test_real_ciphertexts_survive(sides, blobs):
 
 @pytest.mark.parametrize("kind", ["seeded", "full", "product"])
 def test_residues_at_or_above_their_prime_are_refused(sides, blobs, kind):
+    _, server = sides
+    parameters = server.parameters
+    size = {"seeded": 1, "full": 2, "product": 3}[kind]
+    stored = wire.widen(parameters, blobs[kind])
+    for prime, q in enumerate(parameters.primes[: parameters.levels + 1]):
+        top = (1 << q.bit_length()) - 1
+        for value, refused in ((q - 1, False), (q, True), (top, True)):
+            residues = stored.residues.copy()
+            residues[size - 1, prime, 100] = value
+            blob = wire.narrow(parameters, replace(stored, residues=residues))
+            if refused:
+                assert "SEAL refuses its residues" in refuses(server.load, blob)
+            else:
+                server.load(blob)
+
+
+def test_rounding_a_result_adds_what_its_docstring_says(sides):
+    """The standard deviation over all slots, against the same ciphertext unrounded, within 5 %."""
     owner, server = sides
-    parameters = owner.parameters
-    at = HEADER
-    for q in parameters.primes[: parameters.levels + 1]:
-        width = (q.bit_length() + 7) // 8
-        server.load(changed(blobs[kind], at, (q - 1).to_bytes(width, "little")))
-        for bad in (q, (1 << 8 * width) - 1):
-            message = refuses(server.load, changed(blobs[kind], at, bad.to_bytes(width, "little")))
-            assert "SEAL refuses its residues" in message
-        at += parameters.ring_degree * width
+    p = owner.parameters
+    slots = np.random.default_rng(1).uniform(-1, 1, p.slots)
+    ct = server.drop_to(server.load(owner.encrypt(slots)), 0)
+    added = np.concatenate(
+        [
+            owner.decrypt(server.save_result(one)) - owner.decrypt(server.save(one))
+            for one in map(server.rerandomise, [ct] * 4)
+        ]
+    )
+    dropped = wire.dropped_bits(p)
+    if dropped == 0:
+        assert np.abs(added).max() == 0
+        return
+    predicted = 2**dropped * p.ring_degree / 6 / ct.scale
+    assert 0.95 < added.std() / predicted < 1.05
+    assert 6 * predicted <= 2.0**-wire.RESULT_BITS * 1.001
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 64])
+def test_results_that_are_the_same_at_every_token_share_a_ciphertext(sides, tokens):
+    """As many as there are tokens, and fewer; errors are no larger than apart."""
+    owner, server = sides
+    p = owner.parameters
+    values = np.random.default_rng(2).uniform(-1, 1, (min(tokens, 5), p.slots // tokens))
+    cts = [server.load(owner.encrypt(np.tile(row, tokens), 0)) for row in values]
+    total = server.add_many([server.shift(ct, k) for k, ct in enumerate(cts)])
+    together = owner.decrypt_interleaved(server.save_result(total), len(values), tokens)
+    apart = np.stack([owner.decrypt(server.save_result(ct))[: p.slots // tokens] for ct in cts])
+    assert together.shape == values.shape
+    assert np.abs(together - values).std() < 1.1 * np.abs(apart - values).std()
+    assert np.abs(together - values).max() < (1e-2 if p is SMALL else 1e-6)
+
+
+@pytest.mark.parametrize("places", [1, 7, (1 << 12) - 1])
+def test_shifting_coefficients_is_exact(sides, places):
+    owner, server = sides
+    p = owner.parameters
+    ct = server.load(owner.encrypt(np.linspace(-1, 1, 8)))
+    residues = np.array(server.residues(ct))
+    expected = np.array(server.residues(server.shift(ct, places)))
+    primes = np.array(p.primes[: p.levels + 1], dtype=np.uint64)[:, None]
+    for polynomial, shifted in zip(residues, expected, strict=True):
+        coefficients = server._ring.coefficients(polynomial)
+        past = coefficients[:, -places:]
+        negated = np.where(past == 0, past, primes - past)
+        assert np.array_equal(server._ring.coefficients(shifted), np.hstack([negated, coefficients[:, :-places]]))
 
 
 def test_seeds_and_versions_that_seal_does_not_know_are_refused(sides, blobs):

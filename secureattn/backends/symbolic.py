@@ -6,16 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import BatchTensor
 from secureattn.backends.ckks.cipher import Cipher, NullDevice
+from secureattn.backends.ckks.costs import TYPICAL, Costs
+from secureattn.backends.ckks.dense import DenseTensor
+from secureattn.backends.ckks.dense_backend import DenseBackend, DenseWeight
+from secureattn.backends.ckks.evaluating import Evaluating
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.roles import MaskedRefresh
-from secureattn.backends.ckks.units import Path
+from secureattn.backends.ckks.units import Demand, Path
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.planning import NullRuntime
@@ -23,8 +28,39 @@ from secureattn.backends.crypten.tensor import MpcTensor
 from secureattn.events import Recorder
 
 
-class SymbolicCkks(CkksBackend):
-    """A CKKS evaluator that computes nothing."""
+class SymbolicEvaluating(Evaluating):
+    """A CKKS evaluator that computes nothing, in any layout; a planner notes the program's input and output on it."""
+
+    input_levels: tuple[int, ...] = ()
+    output: Any
+    result_levels: tuple[int, ...] = ()
+
+    @property
+    def demand(self) -> Demand:
+        """What the program needs at which level."""
+        assert self.machine.demand is not None
+        return self.machine.demand
+
+    @property
+    def highest(self) -> int:
+        """The highest level that anything lay on."""
+        return max(self.demand.made.values())
+
+    def fresh(self) -> Cipher:
+        """A fresh ciphertext, on the highest level."""
+        parameters = self.machine.parameters
+        return Cipher(parameters.levels, parameters.scales[-1], 2, None)
+
+
+def null_machine(
+    parameters: CkksParameters, ceilings: Mapping[Path, int] | None, workers: int, costs: Costs
+) -> Machine:
+    """A machine that computes nothing."""
+    return Machine(parameters, NullDevice(), Recorder(modelled=True), ceilings=ceilings, workers=workers, costs=costs)
+
+
+class SymbolicCkks(SymbolicEvaluating, CkksBackend):
+    """In the batch layout."""
 
     def __init__(
         self,
@@ -35,25 +71,56 @@ class SymbolicCkks(CkksBackend):
         refresh: bool = True,
         ceilings: Mapping[Path, int] | None = None,
         workers: int = 1,
+        costs: Costs = TYPICAL,
     ) -> None:
-        machine = Machine(parameters, NullDevice(), Recorder(modelled=True), ceilings=ceilings, workers=workers)
+        machine = null_machine(parameters, ceilings, workers, costs)
         refresher = MaskedRefresh(machine, None) if refresh else None
         super().__init__(machine, tokens=tokens, schedule=schedule, refresher=refresher)
-        self.output: BatchTensor
-        self.input_levels: tuple[int, ...] = ()
-        self.results: tuple[int, ...] = ()
-
-    @property
-    def highest(self) -> int:
-        """The highest level that anything lay on."""
-        assert self.machine.demand is not None
-        return max(self.machine.demand.made.values())
 
     def input(self, shape: tuple[int, int, int]) -> BatchTensor:
-        """Fresh ciphertexts for ``[B,S,F]``, on the highest level."""
-        parameters = self.machine.parameters
-        fresh = Cipher(parameters.levels, parameters.scales[-1], 2, None)
-        return self.tensor([fresh] * shape[2], shape)
+        """Fresh ciphertexts for ``[B,S,F]``, one a feature."""
+        return self.tensor([self.fresh()] * shape[2], shape)
+
+
+class SymbolicDense(SymbolicEvaluating, DenseBackend):
+    """In the dense layout. What public slots were laid out is held in ``kept``, and not encoded again."""
+
+    def __init__(
+        self,
+        parameters: CkksParameters,
+        *,
+        tokens: int,
+        features: int,
+        heads: int = 1,
+        queries: int = 1,
+        schedule: Collection[str] = (),
+        refresh: bool = True,
+        ceilings: Mapping[Path, int] | None = None,
+        workers: int = 1,
+        costs: Costs = TYPICAL,
+        kept: dict[Any, Any] | None = None,
+    ) -> None:
+        machine = null_machine(parameters, ceilings, workers, costs)
+        refresher = MaskedRefresh(machine, None) if refresh else None
+        self._weights: dict[Any, Any] = {} if kept is None else kept
+        super().__init__(
+            machine,
+            tokens=tokens,
+            features=features,
+            heads=heads,
+            queries=queries,
+            schedule=schedule,
+            refresher=refresher,
+        )
+        self._prepared = self._weights.setdefault("prepared", {})
+
+    def weight(self, array: Any) -> DenseWeight:
+        """A parameter; laid out once for all runs that have ``kept`` in common, and the same ring."""
+        return cast(DenseWeight, self._weights.setdefault(id(array), super().weight(array)))
+
+    def input(self, shape: tuple[int, int, int]) -> DenseTensor:
+        """A fresh ciphertext for ``[B,S,W]``."""
+        return self.tensor([self.fresh()], shape)
 
 
 class SymbolicMpc(MpcBackend):

@@ -32,8 +32,10 @@ from secureattn.runs import Run
 
 def document(plan: Plan, run: Run, networks: Sequence[Network]) -> dict[str, Any]:
     """The profile as JSON, schema 1."""
+    about = heading(plan)
     return {
-        **heading(plan),
+        **about,
+        "warnings": [*about["warnings"], *run.warnings],
         "machine": machine(),
         "networks": {network.name: {"modelled_seconds": network_seconds(run.ledger, network)} for network in networks},
         **to_json(run.ledger),
@@ -42,6 +44,8 @@ def document(plan: Plan, run: Run, networks: Sequence[Network]) -> dict[str, Any
 
 def show(plan: Plan, run: Run, networks: Sequence[Network], console: Console, *, top: int | None) -> None:
     """Print phases, regions, operations, networks, and what they rest on."""
+    for warning in run.warnings:
+        console.print(f"[bold]warning: {warning}[/bold]")
     console.print(phase_table(run.ledger))
     console.print(region_table(run.ledger, width=console.width))
     console.print(breakdown_table(run.ledger, top=top, width=console.width))

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from secureattn.approx import Realisation
+from secureattn.backends.ckks.costs import TYPICAL, Costs
+from secureattn.backends.ckks.dense_layout import DenseLayout
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.units import Path
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.events import Recorder
-from secureattn.ledger import Ledger
+from secureattn.ledger import LAN, Ledger
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.fold import Folded, fold
 from secureattn.nn.model import Model
@@ -29,6 +31,8 @@ class CkksPlan:
     worth: frozenset[Path]
     workers: int
     input_levels: tuple[int, ...]
+    dense: DenseLayout | None
+    predicted: Mapping[str, float]
     tokens: int
     capacity: int
     batches: int
@@ -39,6 +43,18 @@ class CkksPlan:
     recorder: Recorder
     sizes: Mapping[str, int]
     seconds: Mapping[str, float]
+
+    @property
+    def layout(self) -> str:
+        """ "batch" or "dense"."""
+        return "dense" if self.dense else "batch"
+
+    @property
+    def latency_s(self) -> float:
+        """Predicted seconds of all batches, with messages on a LAN; keys and what else is done once left out."""
+        once = self.seconds["keys"] + self.seconds["setup"]
+        messages = LAN.seconds(self.recorder.total("rounds"), self.recorder.total("bytes_sent"))
+        return self.seconds["total"] - once + self.batches * messages
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class Plan:
     samples: int
     realisations: Mapping[str, Realisation]
     workers: int = 1
+    costs: Costs = TYPICAL
     ckks: CkksPlan | None = None
     mpc: MpcPlan | None = None
     warnings: tuple[str, ...] = field(default=())

@@ -1,19 +1,21 @@
-"""The choice of a CKKS plan: ring, levels and refresh points with the least predicted seconds."""
+"""The choice of a CKKS plan: layout, ring, levels and refresh points with the least predicted seconds."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
-from secureattn.backends.ckks.batch import BatchTensor
 from secureattn.backends.ckks.cipher import OutOfLevels
+from secureattn.backends.ckks.dense import DenseTensor
 from secureattn.backends.ckks.parameters import RINGS, CkksParameters, chain, most_levels
 from secureattn.backends.ckks.units import Path
-from secureattn.backends.symbolic import SymbolicCkks, Unlimited
+from secureattn.backends.symbolic import SymbolicCkks, SymbolicDense, Unlimited
 from secureattn.errors import PlanError, ProtocolError
 from secureattn.ledger import LAN
+from secureattn.nn.config import ModelConfig
 from secureattn.nn.encoder import Encoder
 from secureattn.nn.fold import Folded
 from secureattn.plan.base import Plan
@@ -23,14 +25,17 @@ HIDING_BITS = 40
 
 Progress = Callable[[str], None]
 Points = frozenset[str]
+Symbolic = SymbolicCkks | SymbolicDense
 
 
 @dataclass(frozen=True)
 class Chooser:
-    """Runs one program symbolically under any parameters and refresh points."""
+    """Runs one program symbolically in one layout, "batch" or "dense", under any parameters and refresh points."""
 
     draft: Plan
     folded: Folded
+    layout: str
+    _kept: dict[int, dict[Any, Any]] = field(default_factory=dict, repr=False)
 
     def run(
         self,
@@ -39,54 +44,79 @@ class Chooser:
         *,
         refresh: bool = True,
         ceilings: Mapping[Path, int] | None = None,
-    ) -> SymbolicCkks:
-        """The whole program on no data; OutOfLevels where levels do not suffice."""
-        config = self.draft.config
-        backend = SymbolicCkks(
+        prepared: bool = False,
+    ) -> Symbolic:
+        """The whole program on no data; OutOfLevels where levels do not suffice. ``prepared`` as a server that has
+        encoded its weights.
+        """
+        config, backend = self.draft.config, self._backend(parameters, points, refresh, ceilings, prepared)
+        network = Encoder(self.folded, backend)
+        shape = (min(self.draft.samples, backend.batch), config.tokens, config.features)
+        if prepared and isinstance(backend, SymbolicDense):
+            backend.prepare(lambda x: cast(DenseTensor, network(x)), shape)
+        with backend.recorder.phase("online"):
+            x = backend.input(shape)
+            backend.input_levels = tuple(part.level for part in x.parts.flat)
+            backend.output = network(x)
+            backend.result_levels = tuple(result.level for result in backend.results(backend.output))
+        return backend
+
+    def _backend(
+        self,
+        parameters: CkksParameters,
+        points: Points,
+        refresh: bool,
+        ceilings: Mapping[Path, int] | None,
+        prepared: bool,
+    ) -> Symbolic:
+        draft, config = self.draft, self.draft.config
+        if self.layout == "batch":
+            return SymbolicCkks(
+                parameters,
+                tokens=config.tokens,
+                schedule=points,
+                refresh=refresh,
+                ceilings=ceilings,
+                workers=draft.workers,
+                costs=draft.costs,
+            )
+        return SymbolicDense(
             parameters,
             tokens=config.tokens,
+            features=widest(config),
+            heads=config.heads,
+            queries=draft.samples,
             schedule=points,
             refresh=refresh,
             ceilings=ceilings,
-            workers=self.draft.workers,
+            workers=draft.workers,
+            costs=draft.costs,
+            kept=None if prepared else self._kept.setdefault(parameters.ring_degree, {}),
         )
-        network = Encoder(self.folded, backend)
-        with backend.recorder.phase("online"):
-            x = backend.input((min(self.draft.samples, backend.batch), config.tokens, config.features))
-            backend.input_levels = tuple(part.level for part in x.parts.flat)
-            backend.output = cast(BatchTensor, network(x))
-            backend.results = tuple(result.level for result in backend.rerandomised(backend.output))
-        return backend
 
-    def settled(
-        self, parameters: CkksParameters, points: Points = frozenset(), *, refresh: bool = True
-    ) -> SymbolicCkks:
+    def settled(self, parameters: CkksParameters, points: Points = frozenset(), *, refresh: bool = True) -> Symbolic:
         """A run in which nothing is computed at a higher level than its result is needed at."""
         ceilings: dict[Path, int] = {}
-        while True:
-            backend = self.run(parameters, points, refresh=refresh, ceilings=ceilings)
-            assert backend.machine.demand is not None
-            lower = backend.machine.demand.ceilings()
-            if not lower:
-                return backend
+        while lower := self.run(parameters, points, refresh=refresh, ceilings=ceilings).demand.ceilings():
             ceilings |= lower
+        return self.run(parameters, points, refresh=refresh, ceilings=ceilings, prepared=True)
 
     def seconds(self, parameters: CkksParameters, points: Points) -> float:
-        """About what a settled run of one batch would take on one core, with its messages on a LAN."""
+        """About what settled runs of all batches would take on one core, with their messages on a LAN."""
         backend = self.run(parameters, points)
-        machine = backend.machine
-        assert machine.demand is not None
-        computed = machine.demand.seconds(
-            lambda name, level: machine.costs.primitive_s(name, parameters.ring_degree, level + 1)
+        costs, total = backend.machine.costs, backend.recorder.total
+        computed = backend.demand.seconds(
+            lambda name, level: costs.primitive_s(name, parameters.ring_degree, level + 1)
         )
-        return computed + LAN.seconds(backend.recorder.total("rounds"), backend.recorder.total("bytes_sent"))
+        batches = math.ceil(self.draft.samples / backend.batch)
+        return batches * (computed + LAN.seconds(total("rounds"), total("bytes_sent")))
 
-    def probe(self) -> SymbolicCkks:
+    def probe(self) -> Symbolic:
         """A run with more levels than anything needs: it shows the program's depth and where refreshes are possible."""
         return self.run(cast(CkksParameters, Unlimited(RINGS[-1])), refresh=False)
 
 
-def without_refresh(chooser: Chooser, depth: int, rings: list[int]) -> SymbolicCkks:
+def without_refresh(chooser: Chooser, depth: int, rings: Sequence[int]) -> Symbolic:
     """The smallest ring and the fewest levels that hold the whole program; PlanError where none does."""
     draft, scale_bits = chooser.draft, chooser.draft.protocol.ckks.scale_bits
     for ring in rings:
@@ -109,11 +139,20 @@ def without_refresh(chooser: Chooser, depth: int, rings: list[int]) -> SymbolicC
     )
 
 
-def with_refresh(chooser: Chooser, depth: int, ring: int, points: Points) -> SymbolicCkks:
-    """The cheapest refresh points on a ring that a local search finds, on no more levels than they leave in use.
+@dataclass(frozen=True)
+class Refreshed:
+    """A chain, the refresh points chosen for it, and about the seconds of all batches."""
+
+    parameters: CkksParameters
+    points: Points
+    seconds: float
+
+
+def with_refresh(chooser: Chooser, depth: int, ring: int, points: Points, enough: float) -> Refreshed:
+    """The cheapest refresh points on a ring that a local search finds.
 
     It starts with all that hide enough and takes out, or back in, what makes the run cheaper, until nothing does;
-    layers have their points in common.
+    layers have their points in common. Where the start takes more than twice ``enough`` seconds the search is left.
     """
     scale_bits = chooser.draft.protocol.ckks.scale_bits
     parameters = chain(ring, min(most_levels(ring, scale_bits), max(depth, 1)), scale_bits)
@@ -123,7 +162,7 @@ def with_refresh(chooser: Chooser, depth: int, ring: int, points: Points) -> Sym
         kind = re.sub(r"^layer\.\d+", "layer", point)
         kinds[kind] = kinds.get(kind, frozenset()) | {point}
     chosen, cost = allowed, chooser.seconds(parameters, allowed)
-    changed = True
+    changed = cost <= 2 * enough
     while changed:
         changed = False
         for kind in sorted(kinds):
@@ -133,8 +172,21 @@ def with_refresh(chooser: Chooser, depth: int, ring: int, points: Points) -> Sym
                 continue
             if trial < cost:
                 chosen, cost, changed = chosen ^ kinds[kind], trial, True
-    settled = chooser.settled(parameters, chosen)
-    return chooser.settled(chain(ring, settled.highest, scale_bits), chosen)
+    return Refreshed(parameters, chosen, cost)
+
+
+def trimmed(chooser: Chooser, refreshed: Refreshed) -> Symbolic:
+    """The settled run, on no more levels than it leaves in use: keys are smaller for it."""
+    settled = chooser.settled(refreshed.parameters, refreshed.points)
+    parameters = refreshed.parameters
+    if settled.highest == parameters.levels:
+        return settled
+    return chooser.settled(chain(parameters.ring_degree, settled.highest, parameters.scale_bits), refreshed.points)
+
+
+def widest(config: ModelConfig) -> int:
+    """The largest width of anything in a model."""
+    return max(config.features, config.width, config.hidden, config.classes)
 
 
 def hiding_bits(draft: Plan, parameters: CkksParameters, point: str) -> float:

@@ -4,48 +4,80 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
-from secureattn.backends.ckks.cipher import OutOfLevels
 from secureattn.backends.ckks.parameters import RINGS, CkksParameters
-from secureattn.backends.ckks.wire import fresh_bytes, stored_bytes
-from secureattn.backends.symbolic import SymbolicCkks, Unlimited
+from secureattn.backends.ckks.wire import fresh_bytes, result_bytes
+from secureattn.backends.symbolic import SymbolicDense, Unlimited
+from secureattn.errors import PlanError
 from secureattn.plan.base import CkksPlan, Plan
-from secureattn.plan.choice import Chooser, Progress, check_bounds, hiding_bits, with_refresh, without_refresh
+from secureattn.plan.choice import (
+    Chooser,
+    Progress,
+    Refreshed,
+    Symbolic,
+    check_bounds,
+    hiding_bits,
+    trimmed,
+    with_refresh,
+    without_refresh,
+)
+
+LAYOUTS = ("batch", "dense")
 
 
 def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
-    """The plan with the least predicted seconds; OutOfLevels or PlanError where no ring holds the program."""
-    chooser = Chooser(draft, draft.folded(weights=True))
-    probe = chooser.probe()
-    depth = Unlimited.levels - probe.output.level
-    rings = [ring for ring in RINGS if ring // 2 >= probe.tokens]
-    if draft.protocol.ckks.refresh == "none":
-        return _finished(draft, depth, without_refresh(chooser, depth, rings))
-    points = frozenset(probe.refresh_points)
-    check_bounds(draft, points)
+    """The plan with the least predicted seconds for so many queries, keys left out; OutOfLevels or PlanError where no
+    layout and ring holds the program.
+    """
+    wanted = draft.protocol.ckks.layout
     best: CkksPlan | None = None
-    failure: OutOfLevels | None = None
-    for ring in rings:
-        progress(f"choosing refresh points at ring degree {ring}")
+    refused: list[PlanError] = []
+    predicted: dict[str, float] = {}
+    folded = draft.folded(weights=True)
+    for layout in LAYOUTS if wanted == "auto" else (wanted,):
         try:
-            found = _finished(draft, depth, with_refresh(chooser, depth, ring, points))
-        except OutOfLevels as error:
-            failure = error
+            found = _planned(Chooser(draft, folded, layout), progress, math.inf if best is None else best.latency_s)
+        except PlanError as error:
+            refused.append(error)
             continue
-        if best is None or found.seconds["total"] < best.seconds["total"]:
-            best = found
+        predicted[layout] = found.latency_s
+        best = found if best is None or found.latency_s < best.latency_s else best
     if best is None:
-        assert failure is not None
-        raise failure
-    return best
+        raise refused[0]
+    return replace(best, predicted=predicted)
 
 
 def program_depth(draft: Plan) -> int:
-    """Levels that a program takes in one go."""
-    return Unlimited.levels - Chooser(draft, draft.folded(weights=True)).probe().output.level
+    """Levels that a program takes in one go, in the batch layout."""
+    return int(Unlimited.levels - Chooser(draft, draft.folded(weights=True), "batch").probe().output.level)
 
 
-def _count_transfers(parameters: CkksParameters, backend: SymbolicCkks) -> None:
+def _planned(chooser: Chooser, progress: Progress, enough: float) -> CkksPlan:
+    """The best plan in one layout; no better than need be where one of ``enough`` seconds is known."""
+    draft, probe = chooser.draft, chooser.probe()
+    depth = int(Unlimited.levels - probe.output.level)
+    if draft.protocol.ckks.refresh == "none":
+        return _finished(draft, depth, without_refresh(chooser, depth, RINGS))
+    points = frozenset(probe.refresh_points)
+    check_bounds(draft, points)
+    found: list[Refreshed] = []
+    refused: list[PlanError] = []
+    for ring in RINGS:
+        progress(f"choosing refresh points of the {chooser.layout} layout at ring degree {ring}")
+        try:
+            one = with_refresh(chooser, depth, ring, points, enough)
+        except PlanError as error:
+            refused.append(error)
+            continue
+        found.append(one)
+        enough = min(enough, one.seconds)
+    if not found:
+        raise refused[-1]
+    return _finished(draft, depth, trimmed(chooser, min(found, key=lambda one: one.seconds)))
+
+
+def _count_transfers(parameters: CkksParameters, backend: Symbolic) -> None:
     """What the client sends and gets: fresh ciphertexts of the features, results, each at its level."""
     recorder = backend.recorder
     with recorder.phase("encrypt"), recorder.op("encrypt"):
@@ -53,20 +85,20 @@ def _count_transfers(parameters: CkksParameters, backend: SymbolicCkks) -> None:
             backend.machine.count("encryptions", level)
         recorder.primitive("bytes_sent", times=_query_bytes(parameters, backend))
     with recorder.phase("decrypt"), recorder.op("decrypt"):
-        for level in backend.results:
+        for level in backend.result_levels:
             backend.machine.count("decryptions", level)
         recorder.primitive("bytes_sent", times=_result_bytes(parameters, backend))
 
 
-def _query_bytes(parameters: CkksParameters, backend: SymbolicCkks) -> int:
+def _query_bytes(parameters: CkksParameters, backend: Symbolic) -> int:
     return sum(fresh_bytes(parameters, level) for level in backend.input_levels)
 
 
-def _result_bytes(parameters: CkksParameters, backend: SymbolicCkks) -> int:
-    return sum(stored_bytes(parameters, level) for level in backend.results)
+def _result_bytes(parameters: CkksParameters, backend: Symbolic) -> int:
+    return len(backend.result_levels) * result_bytes(parameters)
 
 
-def _finished(draft: Plan, depth: int, backend: SymbolicCkks) -> CkksPlan:
+def _finished(draft: Plan, depth: int, backend: Symbolic) -> CkksPlan:
     parameters = backend.machine.parameters
     used = frozenset(p for p in backend.refresh_points if p in backend.schedule)
     batches = math.ceil(draft.samples / backend.batch)
@@ -83,11 +115,13 @@ def _finished(draft: Plan, depth: int, backend: SymbolicCkks) -> CkksPlan:
         worth=frozenset(backend.machine.worth or ()),
         workers=backend.machine.workers,
         input_levels=backend.input_levels,
+        dense=backend.layout if isinstance(backend, SymbolicDense) else None,
+        predicted={},
         tokens=backend.tokens,
         capacity=backend.batch,
         batches=batches,
         depth=depth,
-        output_level=min(backend.results),
+        output_level=min(backend.result_levels),
         hiding_bits=min(bits.values()) if bits else None,
         hiding_bits_run=_hiding_bits_run(parameters, backend, bits, batches) if bits else None,
         recorder=backend.recorder,
@@ -96,7 +130,7 @@ def _finished(draft: Plan, depth: int, backend: SymbolicCkks) -> CkksPlan:
     )
 
 
-def _sizes(parameters: CkksParameters, backend: SymbolicCkks, rotations: int) -> dict[str, int]:
+def _sizes(parameters: CkksParameters, backend: Symbolic, rotations: int) -> dict[str, int]:
     return {
         "galois_keys": rotations * parameters.key_bytes(),
         "relinearisation_key": parameters.key_bytes(),
@@ -107,17 +141,15 @@ def _sizes(parameters: CkksParameters, backend: SymbolicCkks, rotations: int) ->
     }
 
 
-def _phases(parameters: CkksParameters, backend: SymbolicCkks, rotations: int, batches: int) -> dict[str, float]:
+def _phases(parameters: CkksParameters, backend: Symbolic, rotations: int, batches: int) -> dict[str, float]:
     costs = backend.machine.costs
     keys = (rotations + 2) * costs.key_generation_s(parameters.ring_degree, parameters.levels + 2)
-    phases = ("encrypt", "online", "refresh", "decrypt")
+    phases = ("setup", "encrypt", "online", "refresh", "decrypt")
     seconds = {"keys": keys, **{phase: batches * backend.recorder.seconds(phase) for phase in phases}}
     return {**seconds, "total": sum(seconds.values())}
 
 
-def _hiding_bits_run(
-    parameters: CkksParameters, backend: SymbolicCkks, bits: Mapping[str, float], batches: int
-) -> float:
+def _hiding_bits_run(parameters: CkksParameters, backend: Symbolic, bits: Mapping[str, float], batches: int) -> float:
     """What is left when the whole run counts: statistical distances add up over coefficients and ciphertexts.
 
     Slots within ±B bound the coefficients' 2-norm by Δ·B (the embedding is √N times an isometry), so their 1-norm, and

@@ -7,22 +7,35 @@ from typing import Any
 
 import numpy as np
 
-from secureattn.errors import PlanError
+from secureattn.errors import InputError, PlanError
 from secureattn.plan import Plan
 from secureattn.runs.result import Array, Progress, Run
 
 __all__ = ["Array", "Progress", "Run", "agreement", "clear_run", "execute", "require"]
 
 
-def execute(plan: Plan, inputs: Any, *, progress: Progress | None = None, trace: bool = False) -> Run:
+def execute(
+    plan: Plan, inputs: Any, *, progress: Progress | None = None, trace: bool = False, errors: bool = False
+) -> Run:
     """Run a plan on inputs ``[N,S,F]`` with its engine; class scores ``[N,C]`` and what everything cost.
 
-    Raises InputError for unusable inputs before anything expensive, EngineError for a missing engine.
+    ``errors`` compares every operation with a clear run and gives up privacy for it. Raises InputError for unusable
+    inputs, and for errors on another engine than CKKS, before anything expensive; EngineError for a missing engine.
     """
+    engine, tell = plan.protocol.engine, progress or (lambda *_: None)
+    if errors and engine != "ckks":
+        raise InputError(
+            f"errors by operation are measured on ckks, this protocol runs on {engine}; secureattn compare gives the "
+            "error of the scores on any engine"
+        )
     array = plan.model.check(inputs)
     if len(array) != plan.samples:
         raise PlanError(f"the plan is for {plan.samples} samples, the input has {len(array)}; plan again")
-    return _engine(plan.protocol.engine)(plan, array, progress or (lambda *_: None), trace)
+    if not errors:
+        return _engine(engine)(plan, array, tell, trace)
+    from secureattn.runs import ckks
+
+    return ckks.run(plan, array, tell, trace, errors=True)
 
 
 def require(engine: str) -> None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.cipher import Cipher
+from secureattn.backends.ckks.dense import DenseTensor
+from secureattn.backends.ckks.dense_backend import DenseBackend
+from secureattn.backends.ckks.dense_layout import dense_pack, dense_unpack
 from secureattn.backends.ckks.evaluator import SealEvaluator
 from secureattn.backends.ckks.keys import KeyOwner
 from secureattn.backends.ckks.machine import Machine
-from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack, unpack
+from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack
 from secureattn.errors import EngineError, InputError
 from secureattn.events import Event, Recorder
 from secureattn.ledger import Ledger
+from secureattn.nn.config import ModelConfig
 from secureattn.nn.encoder import Encoder
 from secureattn.plan import CkksPlan, Plan
+from secureattn.plan.choice import widest
+from secureattn.runs.inspection import RESULT, WARNING, Inspector
 from secureattn.runs.result import Array, Progress, Run
 
 
@@ -37,8 +43,11 @@ class Client:
         return self.owner.evaluation_keys
 
     def encrypt(self, inputs: Array) -> list[bytes]:
-        """``[B,S,F]`` → one ciphertext per feature."""
-        slots = pack(inputs, self.layout.tokens, self.layout.capacity)
+        """``[B,S,F]`` → one ciphertext per feature, or one for all."""
+        if self.layout.dense:
+            slots = dense_pack(inputs, self.layout.dense)
+        else:
+            slots = pack(inputs, self.layout.tokens, self.layout.capacity)
         scale = self.layout.parameters.scales[-1]
         return [
             self.owner.encrypt(column, level, scale)
@@ -54,9 +63,16 @@ class Client:
         return processes.gathered(one, list(zip(blobs, levels, strict=True)), self.layout.workers)
 
     def decrypt(self, blobs: Sequence[bytes], samples: int) -> Array:
-        """Ciphertexts of class scores → ``[B,C]``."""
-        slots = [self.owner.decrypt(blob) for blob in blobs]
-        return unpack(slots, (samples, 1, len(blobs)), self.layout.capacity)[:, 0]
+        """Ciphertexts of class scores, ``tokens`` classes in each, or all in one → ``[B,C]``."""
+        if self.layout.dense:
+            slots = [self.owner.decrypt(blob) for blob in blobs]
+            return dense_unpack(slots, (samples, 1, self.plan.config.classes), self.layout.dense)[:, 0]
+        tokens, classes = self.layout.tokens, self.plan.config.classes
+        counts = [min(tokens, classes - i) for i in range(0, classes, tokens)]
+        scores = [
+            self.owner.decrypt_interleaved(blob, count, tokens) for blob, count in zip(blobs, counts, strict=True)
+        ]
+        return np.ascontiguousarray(np.concatenate(scores).T[:samples])
 
 
 class Server:
@@ -73,27 +89,31 @@ class Server:
             ceilings=self.plan.ceilings,
             workers=self.plan.workers if processes.available() else 1,
             worth=self.plan.worth,
+            costs=plan.costs,
         )
-        self.backend = CkksBackend(self.machine, tokens=self.config.tokens, schedule=self.plan.schedule)
+        self.backend = _backend(self.plan, self.config, self.machine)
         self.network = Encoder(plan.folded(), self.backend)
+        if isinstance(self.backend, DenseBackend):
+            shape = (min(plan.samples, self.plan.capacity), self.config.tokens, self.config.features)
+            self.backend.prepare(lambda x: cast(DenseTensor, self.network(x)), shape)
 
     def evaluate(self, blobs: Sequence[bytes], samples: int, refresh: Answer) -> list[bytes]:
         """Encrypted queries → encrypted class scores; ``refresh`` reaches the key owner."""
         device: Any = self.machine.device
-        if len(blobs) != self.config.features:
-            raise InputError(f"a query has {self.config.features} ciphertexts, one a feature, not {len(blobs)}")
+        if len(blobs) != len(self.plan.input_levels):
+            raise InputError(f"a query has {len(self.plan.input_levels)} ciphertexts, not {len(blobs)}")
         with self.machine.recorder.op("load"):
             levels = self.plan.input_levels
             ciphers = [self._loaded(device.load(blob), level) for blob, level in zip(blobs, levels, strict=True)]
         shape = (samples, self.config.tokens, self.config.features)
         self.backend.refresher = MaskedRefresh(self.machine, refresh)
         try:
-            output: Any = self.network(self.backend.tensor(ciphers, shape))
+            output: Any = self.network(self.backend.tensor(ciphers, shape)).observe(RESULT)
         finally:
             self.backend.refresher = None  # the way to the key owner is open for the length of one query only
-        finished = self.backend.rerandomised(output)
+        finished = self.backend.results(output)
         with self.machine.recorder.op("save"):
-            return [device.save(cipher.data) for cipher in finished]
+            return [device.save_result(cipher.data) for cipher in finished]
 
     def _loaded(self, ct: Any, level: int) -> Cipher:
         """A query's ciphertext, which must be what the plan says: fresh, on this level, at the highest one's scale."""
@@ -107,8 +127,10 @@ class Server:
         return Cipher(level, scale, 2, ct)
 
 
-def run(plan: Plan, inputs: Array, progress: Progress, trace: bool) -> Run:
-    """Class scores ``[N,C]``, batch after batch; keys are made once."""
+def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, errors: bool = False) -> Run:
+    """Class scores ``[N,C]``, batch after batch; keys are made once. With ``errors`` the run is not private: see
+    ``inspection``.
+    """
     layout = plan.ckks
     if layout is None:
         raise EngineError("the plan has no CKKS part")
@@ -118,11 +140,29 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool) -> Run:
         client = Client(plan)
     with recorder.phase("setup"):
         server = Server(plan, client.evaluation_keys, recorder)
+    inspector = Inspector(plan, client.owner, server.machine.device, recorder)
+    server.backend.observers += [inspector] * errors
     outputs = []
     for i in range(layout.batches):
         batch = inputs[i * layout.capacity : (i + 1) * layout.capacity]
+        if errors:
+            inspector.expect(batch)
         outputs.append(_run_batch(client, server, batch, recorder))
-    return Run(np.concatenate(outputs), Ledger.of(recorder, name=plan.title, engine="ckks"))
+    ledger = Ledger.of(recorder, name=plan.title, engine="ckks")
+    return Run(np.concatenate(outputs), ledger, warnings=(WARNING,) * errors)
+
+
+def _backend(plan: CkksPlan, config: ModelConfig, machine: Machine) -> CkksBackend | DenseBackend:
+    if plan.dense is None:
+        return CkksBackend(machine, tokens=config.tokens, schedule=plan.schedule)
+    return DenseBackend(
+        machine,
+        tokens=config.tokens,
+        features=widest(config),
+        heads=config.heads,
+        queries=plan.capacity,
+        schedule=plan.schedule,
+    )
 
 
 class _Meter:

@@ -17,11 +17,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Run:
-    """Class scores ``[N,C]``, what the run cost, and how many values left a function's domain (clear runs only)."""
+    """Class scores ``[N,C]``, what the run cost, how many values left a function's domain (clear runs only), and what
+    reports must warn of.
+    """
 
     outputs: Array
     ledger: Ledger
     escapes: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def parties(self) -> tuple[Party, ...]:

@@ -1,37 +1,28 @@
-"""The CKKS engine: the evaluator's side of a run. It holds public keys and model weights, never a secret key."""
+"""The CKKS engine in the batch layout: the evaluator's side of a run for as many queries as ciphertexts hold."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from secureattn.backends.ckks.batch import BatchTensor
-from secureattn.backends.ckks.cipher import Cipher, OutOfLevels
-from secureattn.backends.ckks.elementwise import Parts, as_parts
+from secureattn.backends.ckks.cipher import Cipher
+from secureattn.backends.ckks.elementwise import as_parts
+from secureattn.backends.ckks.evaluating import Evaluating, Refresher
 from secureattn.backends.ckks.machine import Machine
 from secureattn.errors import InputError, PlanError
-from secureattn.tensor import Capability, Public, Tensor
+from secureattn.tensor import Public
 
 
-class Refresher(Protocol):
-    """The way to the key owner: masked ciphertexts out, fresh ones back."""
-
-    def __call__(self, ciphers: Sequence[Cipher]) -> list[Cipher]: ...
-
-
-class CkksBackend:
+class CkksBackend(Evaluating):
     """Runs a program on ciphertexts in the batch layout.
 
     ``tokens`` S is padded to a power of two T; ``batch`` = N/2/T queries share every ciphertext. ``schedule`` names the
     refresh points that are used; ``refresher`` serves them.
     """
-
-    name = "ckks"
-    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(
         self,
@@ -41,8 +32,7 @@ class CkksBackend:
         schedule: Collection[str] = (),
         refresher: Refresher | None = None,
     ) -> None:
-        self.machine = machine
-        self.recorder = machine.recorder
+        super().__init__(machine, schedule, refresher)
         self.sequence = tokens
         self.tokens = 1 << max(0, tokens - 1).bit_length()
         slots = machine.parameters.slots
@@ -51,9 +41,6 @@ class CkksBackend:
                 f"{tokens} tokens need a ring with {2 * self.tokens} coefficients, this one has {2 * slots}"
             )
         self.batch = slots // self.tokens
-        self.schedule = schedule
-        self.refresher = refresher
-        self.refresh_points: dict[str, int] = {}
 
     @property
     def padded(self) -> bool:
@@ -66,17 +53,7 @@ class CkksBackend:
 
     def tensor(self, ciphers: Sequence[Cipher], shape: tuple[int, ...]) -> BatchTensor:
         """Encrypted input ``[B,S,F]``, one ciphertext per feature: where a program begins."""
-        self.machine.place.restart()
-        self.refresh_points.clear()
-        fresh = self.machine.map(self.machine.lowered, ciphers)
-        return BatchTensor(self, as_parts(fresh, (1, len(fresh))), shape)
-
-    def region(self, name: str) -> AbstractContextManager[None]:
-        """Name the part of the network that runs inside."""
-        return self.recorder.region(name)
-
-    def observe(self, site: str, x: Tensor) -> None:
-        """Nothing to see: values are encrypted."""
+        return BatchTensor(self, as_parts(self.begin(ciphers), (1, len(ciphers))), shape)
 
     # ---- layout ---------------------------------------------------------------------------------------------
 
@@ -115,25 +92,16 @@ class CkksBackend:
         t = np.arange(self.tokens)
         return np.stack([square[:, t, (t + r) % self.tokens] for r in range(self.tokens)], axis=1)
 
-    def rerandomised(self, output: BatchTensor) -> list[Cipher]:
-        """What leaves the evaluator as a result: every part under fresh randomness."""
+    def results(self, output: BatchTensor) -> list[Cipher]:
+        """What leaves the evaluator as a result ``[B,1,C]``: T parts in a ciphertext, under fresh randomness.
+
+        A value that is the same at every token is a polynomial of X^T, as rotations by tokens leave it alone; so T of
+        them fit between each other's coefficients, ``Σ_k X^k·part_k``. ``KeyOwner.decrypt_interleaved`` takes them
+        apart.
+        """
+        if output.shape[-2] != 1:
+            raise InputError(f"a result has one token, this one has the shape {list(output.shape)}; take or sum tokens")
+        machine, parts = self.machine, list(output.parts.flat)
         with self.recorder.op("rerandomise"):
-            machine = self.machine
-            return machine.map(lambda part: machine.rerandomised(machine.lowered(part)), output.parts.flat)
-
-    # ---- refresh --------------------------------------------------------------------------------------------
-
-    def refresh(self, site: str, x: BatchTensor) -> Parts | None:
-        """Serve a refresh point: every part goes to the key owner in one round; None where the schedule lacks it."""
-        path = f"{self.recorder.path}/{site}"
-        self.refresh_points[path] = self.refresh_points.get(path, 0) + x.parts.size  # a point may be passed repeatedly
-        if path not in self.schedule:
-            return None
-        if self.refresher is None:
-            raise PlanError(f'the plan refreshes at {path}, but the protocol forbids it; set refresh = "client"')
-        if x.level < 1:
-            raise OutOfLevels("a refresh", 1, x.level, path)
-        with self.recorder.phase("refresh"), self.recorder.op("refresh"):
-            fresh = self.refresher(list(x.parts.flat))
-            self.recorder.levels(x.level, fresh[0].level)
-        return as_parts(fresh, x.parts.shape)
+            groups = [parts[i : i + self.tokens] for i in range(0, len(parts), self.tokens)]
+            return machine.map(lambda group: machine.rerandomised(machine.interleaved(group)), groups)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from secureattn.backends.ckks.backend import Refresher
-from secureattn.backends.ckks.cipher import Cipher, NullDevice, OutOfLevels, Slots, Vector
+from secureattn.backends.ckks.cipher import Cipher, NullDevice, Slots, Vector
 from secureattn.backends.ckks.dense import DenseTensor
 from secureattn.backends.ckks.dense_layout import Array, DenseLayout, Shape, power_of_two
-from secureattn.backends.ckks.elementwise import Parts, as_parts
+from secureattn.backends.ckks.elementwise import as_parts
+from secureattn.backends.ckks.evaluating import Evaluating, Refresher
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.roles import MaskedRefresh
 from secureattn.backends.ckks.rotated import RotatedSums, Term
-from secureattn.errors import InputError, PlanError
+from secureattn.errors import InputError
 from secureattn.events import Recorder
-from secureattn.tensor import Capability, Public, Tensor
+from secureattn.tensor import Public
 
 Made = TypeVar("Made")
 
@@ -33,16 +32,13 @@ class DenseWeight:
     prepared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
-class DenseBackend:
+class DenseBackend(Evaluating):
     """Runs a program on ciphertexts in the dense layout.
 
     ``tokens`` S of a query; ``features``, the largest width of the program; ``heads``, of all its attention;
     ``queries`` that should share a ciphertext, as far as they fit: ``batch``, a power of two, do. ``schedule`` names
     the refresh points that are used; ``refresher`` serves them. PlanError where one query does not fit.
     """
-
-    name = "ckks"
-    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(
         self,
@@ -55,16 +51,12 @@ class DenseBackend:
         schedule: Collection[str] = (),
         refresher: Refresher | None = None,
     ) -> None:
-        self.machine = machine
-        self.recorder = machine.recorder
+        super().__init__(machine, schedule, refresher)
         self.features = features
         single = DenseLayout(machine.parameters.slots, tokens, heads)
         _, most, _ = single.axes((1, tokens, features))
         self.layout = DenseLayout(machine.parameters.slots, tokens, heads, min(most, power_of_two(queries)))
         self.tokens, self.batch = self.layout.tokens, self.layout.batch
-        self.schedule = schedule
-        self.refresher = refresher
-        self.refresh_points: dict[str, int] = {}
         self._prepared: dict[Any, Any] = {}
 
     def weight(self, array: Any) -> DenseWeight:
@@ -72,38 +64,12 @@ class DenseBackend:
         return DenseWeight(np.asarray(array, dtype=np.float64))
 
     def tensor(self, ciphers: Sequence[Cipher], shape: Shape) -> DenseTensor:
-        """Encrypted input ``[B,S,W]``, as ``dense_pack`` lays it out: where a program begins."""
-        self.machine.place.restart()
-        self.refresh_points.clear()
-        return DenseTensor(self, as_parts(self.machine.map(self.machine.lowered, ciphers)), shape)
+        """Encrypted input ``[B,S,W]``, as ``DenseLayout.pack`` lays it out: where a program begins."""
+        return DenseTensor(self, as_parts(self.begin(ciphers)), shape)
 
-    def region(self, name: str) -> AbstractContextManager[None]:
-        """Name the part of the network that runs inside."""
-        return self.recorder.region(name)
-
-    def observe(self, site: str, x: Tensor) -> None:
-        """Nothing to see: values are encrypted."""
-
-    def rerandomised(self, output: DenseTensor) -> list[Cipher]:
-        """What leaves the evaluator as a result: every part under fresh randomness."""
-        with self.recorder.op("rerandomise"):
-            machine = self.machine
-            return machine.map(lambda part: machine.rerandomised(machine.lowered(part)), output.parts)
-
-    def refresh(self, site: str, x: DenseTensor) -> Parts | None:
-        """Serve a refresh point: every part goes to the key owner in one round; None where the schedule lacks it."""
-        path = f"{self.recorder.path}/{site}"
-        self.refresh_points[path] = self.refresh_points.get(path, 0) + len(x.parts)  # may be passed repeatedly
-        if path not in self.schedule:
-            return None
-        if self.refresher is None:
-            raise PlanError(f'the plan refreshes at {path}, but the protocol forbids it; set refresh = "client"')
-        if x.level < 1:
-            raise OutOfLevels("a refresh", 1, x.level, path)
-        with self.recorder.phase("refresh"), self.recorder.op("refresh"):
-            fresh = self.refresher(list(x.parts))
-            self.recorder.levels(x.level, fresh[0].level)
-        return as_parts(fresh)
+    def results(self, output: DenseTensor) -> list[Cipher]:
+        """What leaves the evaluator: every part, under fresh randomness."""
+        return self.rerandomised(list(output.parts))
 
     def prepare(self, program: Callable[[DenseTensor], DenseTensor], shape: Shape) -> None:
         """Run a program on no data, so that what it multiplies with is encoded before a query comes."""
@@ -112,8 +78,7 @@ class DenseBackend:
         with self.recorder.phase("setup"), self.recorder.op("encode"):
             self.machine = Machine(parameters, _Rehearsal(machine), Recorder(), ceilings=machine.place.ceilings)
             self.recorder = self.machine.recorder
-            if refresher is not None:
-                self.refresher = MaskedRefresh(self.machine, None)
+            self.refresher = MaskedRefresh(self.machine, None)
             try:
                 with self.recorder.phase("online"):
                     program(self.tensor([Cipher(parameters.levels, parameters.scales[-1], 2, None)], shape))

@@ -6,31 +6,25 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from typing_extensions import Self
 
-from secureattn.backends.ckks.machine import Cipher, Machine, OutOfLevels
+from secureattn.backends.ckks.cipher import Cipher, OutOfLevels
+from secureattn.backends.ckks.evaluating import Evaluating
+from secureattn.backends.ckks.machine import Machine
 from secureattn.polynomial import Polynomial, evaluate
-from secureattn.tensor import Backend, Public, Tensor, Weight
+from secureattn.tensor import Public, Tensor, Weight
 
 Parts = Any
 """An object array of Ciphers."""
 
 
-class Evaluating(Backend, Protocol):
-    """A backend with a machine and a way to refresh."""
-
-    machine: Machine
-
-    def refresh(self, site: str, x: Any) -> Parts | None: ...
-
-
 class CipherTensor(Tensor):
     """``parts`` of ciphertexts behind a logical shape; the subclass knows which value lies in which slot."""
 
-    backend: Evaluating
+    backend: Evaluating  # type: ignore[assignment]  # its subclasses make weights, each of its own kind
     parts: Parts
 
     @property
@@ -109,8 +103,8 @@ class CipherTensor(Tensor):
             return self._made(self._new(self._map(lambda a: evaluate(p, Value(self.machine, a)).cipher)))
 
     def refresh(self, site: str) -> Self:
-        parts = self.backend.refresh(site, self)
-        return self if parts is None else self._new(parts)
+        fresh = self.backend.refresh(site, self.parts)
+        return (self if fresh is None else self._new(as_parts(fresh, self.parts.shape))).observe(site)
 
     # ---- inner ----------------------------------------------------------------------------------------------
 

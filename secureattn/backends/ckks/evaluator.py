@@ -56,6 +56,10 @@ class SealEvaluator:
         """The ciphertext in wire form, level and scale inside."""
         return self._ring.save(ct)
 
+    def save_result(self, ct: Ciphertext) -> bytes:
+        """The ciphertext (size 2) as small as a result can be sent: at level 0, without the bits noise has drowned."""
+        return self._ring.save_result(ct)
+
     def residues(self, ct: Ciphertext) -> ring.Residues:
         """Residues ``[size][level+1][N]`` in NTT form."""
         return self._ring.residues(ct)
@@ -151,6 +155,14 @@ class SealEvaluator:
         if plain.is_zero():
             return self._zero(self.level(ct), ct.scale * scale)
         return self._new(self._evaluator.multiply_plain, ct, plain, scale=ct.scale * scale)
+
+    def shift(self, ct: Ciphertext, places: int) -> Ciphertext:
+        """ct·X^places, 0 ≤ places < N, exact: coefficients move up, and those past the end come back negated."""
+        primes = self.parameters.primes[: self.level(ct) + 1]
+        monomial = np.zeros((len(primes), self.parameters.ring_degree), dtype=np.uint64)
+        monomial[:, places] = 1
+        by_prime = zip(self.residues(ct).swapaxes(0, 1), self._ring.ntt(monomial), primes, strict=True)
+        return self.from_residues(np.stack([ring.mulmod(a, b, q) for a, b, q in by_prime], axis=1), ct.scale)
 
     def relinearize(self, ct: Ciphertext) -> Ciphertext:
         """The same value at size 2."""

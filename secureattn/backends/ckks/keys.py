@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -126,6 +127,20 @@ class KeyOwner:
         EngineError where a coefficient exceeds a quarter of the modulus left: under a wrong key they are uniform,
         and a value that outgrew the modulus has wrapped to a wrong one.
         """
+        return np.ascontiguousarray(self._complex_slots(blob).real)
+
+    def decrypt_interleaved(self, blob: bytes, count: int, tokens: int) -> Slots:
+        """The values ``[count][N/2/tokens]`` of as many results that share a ciphertext, ``Σ_k X^k·result_k``.
+
+        Each is the same at all T tokens. X^-k brings it into place, and the mean over tokens takes off the others,
+        whose powers of X are no multiples of T: rotations by tokens are X → X^g, g = 1 mod 2N/T, and an X^i that T does
+        not divide takes values that sum to 0. See ``decrypt`` on what not to do with them, and on errors.
+        """
+        values = self._complex_slots(blob)
+        turns = np.exp(-1j * np.pi / self.parameters.ring_degree * np.outer(np.arange(count), self._exponents))
+        return np.ascontiguousarray((values * turns).reshape(count, tokens, -1).mean(axis=1).real)
+
+    def _complex_slots(self, blob: bytes) -> npt.NDArray[np.complex128]:
         ct, plain = self._ring.load(blob), sealapi.Plaintext()
         self._decryptor.decrypt(ct, plain)
         values = np.asarray(self._ring.encoder.decode_complex(plain))
@@ -135,16 +150,20 @@ class KeyOwner:
                 "ciphertext decrypts to numbers as large as its modulus: it was made under another key, or a value "
                 "outgrew the primes left; use the key it was encrypted for, or a smaller range"
             )
-        return np.ascontiguousarray(values.real)
+        return values
+
+    @functools.cached_property
+    def _exponents(self) -> npt.NDArray[np.int64]:
+        """3^j mod 2N: slot j is the value at this power of a 2N-th root of unity."""
+        exponents = [1]
+        for _ in range(self.parameters.slots - 1):
+            exponents.append(exponents[-1] * 3 % (2 * self.parameters.ring_degree))
+        return np.array(exponents)
 
     def _largest_coefficient(self, slots: npt.NDArray[np.complex128]) -> float:
         """Largest coefficient of the real polynomial that takes these values at the powers 3^j of a 2N-th root."""
         ring_degree = self.parameters.ring_degree
-        exponents = [1]
-        for _ in range(slots.size - 1):
-            exponents.append(exponents[-1] * 3 % (2 * ring_degree))
-        at = np.array(exponents)
-        spectrum = np.zeros(2 * ring_degree, dtype=np.complex128)
+        at, spectrum = self._exponents, np.zeros(2 * ring_degree, dtype=np.complex128)
         spectrum[at], spectrum[-at] = slots, slots.conj()
         return float(np.abs(np.fft.fft(spectrum)[:ring_degree]).max() / ring_degree)
 

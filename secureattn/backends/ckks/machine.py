@@ -282,6 +282,17 @@ class Machine(Loops):
         self._reads(a)
         return self._like(a, self._run("rotations", a.level, lambda: self.device.rotate(a.data, steps)))
 
+    def interleaved(self, ciphers: Sequence[Cipher]) -> Cipher:
+        """``Σ_k a_k·X^k``, at the level of the lowest or where it is needed: no level, no noise of its own."""
+        level = self.place.start(min(a.level for a in ciphers), 0)
+        return functools.reduce(self.add, (self._shifted(self.dropped(a, level), k) for k, a in enumerate(ciphers)))
+
+    def _shifted(self, a: Cipher, places: int) -> Cipher:
+        if places == 0:
+            return a
+        self._reads(a)
+        return self._like(a, self._run("pt_products", a.level, lambda: self.device.shift(a.data, places)))
+
     def rerandomised(self, a: Cipher) -> Cipher:
         """The same value under fresh randomness, for ciphertexts that leave the evaluator."""
         self._reads(a)

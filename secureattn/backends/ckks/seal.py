@@ -70,6 +70,8 @@ class Ring:
             raise InputError(f"ciphertext was made with SEAL {theirs}, this side has {ours}; use one TenSEAL on both")
         try:
             ct = self._from_stored(stored)
+            if not stored.is_ntt:
+                self.evaluator.transform_to_ntt_inplace(ct)
         except _LOAD_ERRORS as error:
             raise InputError(
                 "ciphertext is damaged: SEAL refuses its residues or seed; send it again from where it was encrypted"
@@ -82,6 +84,14 @@ class Ring:
         """A ciphertext in wire form."""
         stored = ring.StoredCiphertext(self.residues(ct), ct.scale, ct.is_ntt_form(), self.version)
         return wire.narrow(self.parameters, stored)
+
+    def save_result(self, ct: Ciphertext) -> bytes:
+        """Two polynomials as a result nobody computes with any more: at level 0, rounded (``wire.dropped_bits``)."""
+        low = sealapi.Ciphertext()
+        self.evaluator.mod_switch_to(ct, self.parms_ids[0], low)
+        self.evaluator.transform_from_ntt_inplace(low)
+        stored = ring.StoredCiphertext(self.residues(low), low.scale, False, self.version)
+        return wire.narrow_result(self.parameters, stored)
 
     def save_fresh(self, serialisable: Any, level: int, scale: float) -> bytes:
         """What symmetric encryption gives, in wire form: seeded, half the size."""

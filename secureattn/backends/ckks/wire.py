@@ -27,8 +27,8 @@ rounded result: two polynomials by their coefficients.
 _RESULT = 4
 _LANES = 64
 
-RESULT_ERROR = 2.0**-20
-"""What rounding adds to a number in a result at most, but for one in 5e8 (six standard deviations)."""
+RESULT_BITS = 20
+"""Rounding adds at most 2^-20 to a number in a result, but for one in 5e8 (six standard deviations)."""
 
 
 def stored_bytes(parameters: CkksParameters, level: int, size: int = 2) -> int:
@@ -51,10 +51,10 @@ def dropped_bits(parameters: CkksParameters) -> int:
 
     Rounding to a multiple of 2^t errs uniformly, with variance 2^2t/12. With a ternary secret s (variance 2/3 a
     coefficient) a coefficient of e0 + e1·s has 2^2t/12·(1 + 2N/3), and the real part of a slot, which sums N of them
-    and is divided by Δ, has N/2 times that: a standard deviation of 2^t·N/(6Δ). Six of them stay below
-    ``RESULT_ERROR`` with t = ⌊log2(Δ·RESULT_ERROR/N)⌋. The last rescale has left as much noise as t = 0 would.
+    and is divided by Δ, has N/2 times that: a standard deviation of 2^t·N/(6Δ). Six of them are 2^-RESULT_BITS with
+    t = log2 Δ - log2 N - RESULT_BITS. The last rescale has left as much noise as t = 0 would.
     """
-    return max(0, math.floor(math.log2(parameters.scales[0] * RESULT_ERROR / parameters.ring_degree)))
+    return max(0, parameters.scale_bits - parameters.ring_degree.bit_length() + 1 - RESULT_BITS)
 
 
 def _widths(parameters: CkksParameters, level: int) -> list[int]:
@@ -139,7 +139,9 @@ def _result_residues(parameters: CkksParameters, blob: bytes) -> Residues:
     """Coefficients ``[2][1][N]`` as multiples of 2^t: whatever the bits, each is below the prime."""
     rounded = _unpacked(blob[_HEADER.size :], 2, _result_widths(parameters), parameters.ring_degree)
     coefficients = rounded << np.uint64(dropped_bits(parameters))
-    return np.minimum(coefficients, coefficients - np.uint64(parameters.primes[0]))  # below it that wraps to a huge one
+    above = coefficients - np.uint64(parameters.primes[0])  # wraps to something huge where they are below
+    reduced: Residues = np.minimum(coefficients, above)
+    return reduced
 
 
 # ---- bits -------------------------------------------------------------------------------------------------------
