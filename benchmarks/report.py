@@ -1,7 +1,8 @@
 """Writes the generated parts of README.md: what the demo measured (from ``out/``) and what runs where (from the code).
 
 ``make demo && python benchmarks/report.py`` (the plot goes along). ``--tables`` writes only what needs no run: which
-approximations there are, and the atlas as last measured; ``--check`` says whether those are up to date.
+approximations there are, and the atlas and the CKKS benchmark as last measured; ``--check`` says whether those are up
+to date.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def main() -> int:
 
 def unmeasured(text: str) -> str:
     """The text with the tables that need no run."""
-    for name, table in (("support", support_table), ("attention", attention_table), ("atlas", atlas_table)):
+    tables = {"support": support_table, "attention": attention_table, "atlas": atlas_table, "ckks": ckks_table}
+    for name, table in tables.items():
         text = replaced(text, name, table())
     return text
 
@@ -100,6 +102,11 @@ def attention_table() -> str:
 def atlas_table() -> str:
     """The atlas as it was last measured."""
     return (ROOT / "benchmarks" / "results" / "atlas.md").read_text()
+
+
+def ckks_table() -> str:
+    """The CKKS benchmark as it was last measured."""
+    return (ROOT / "benchmarks" / "results" / "ckks.md").read_text()
 
 
 def demo_output() -> str:

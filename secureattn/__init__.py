@@ -36,11 +36,14 @@ def load_protocol(name: str | Path) -> Protocol:
     return protocol.load_protocol(find("protocols", str(name)))
 
 
-def make_plan(model: Model, protocol: Protocol, *, samples: int) -> Plan:
-    """What a run over so many samples will cost; refuses what cannot run and says what would help."""
+def make_plan(model: Model, protocol: Protocol, *, samples: int, workers: int | None = None) -> Plan:
+    """What a run over so many samples will cost; refuses what cannot run and says what would help.
+
+    ``workers``: processes that share the work under CKKS, every core unless given.
+    """
     from secureattn import plan
 
-    return plan.make_plan(model, protocol, samples=samples)
+    return plan.make_plan(model, protocol, samples=samples, workers=workers)
 
 
 def run(plan: Plan, inputs: Any) -> Run:

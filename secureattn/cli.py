@@ -52,7 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     info = _command(commands, "info", "versions, cores, which engines are here and how to get the missing", _info)
     _json(info)
-    plan = _model_command(commands, "plan", "parameters, refresh points and cost, before any key is made", _plan)
+    text = "parameters, refresh points and cost, before any key is made"
+    plan = _model_command(commands, "plan", text, _plan, nargs="?")
+    plan.set_defaults(refuse=plan.error)
+    plan.add_argument(
+        "--calibrate", action="store_true", help="measure this machine's CKKS costs first (alone: only measure)"
+    )
     plan.add_argument("--batch", type=positive, default=1, metavar="N", help="queries to plan for (default 1)")
     plan.add_argument(
         "--search",
@@ -66,11 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _samples(compare)
     profile = _model_command(commands, "profile", "what every operation of a run cost", _profile)
     _samples(profile)
-    profile.add_argument(
-        "--error",
-        action="store_true",
-        help="error of every operation, in bits, against the clear run; such a run is NOT private (CKKS)",
-    )
+    profile.add_argument("--error", action="store_true", help="error of operations, in bits; NOT private (CKKS)")
     profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, to open in Perfetto")
     profile.add_argument("--plot", type=Path, metavar="FILE", help="write a stacked-bar plot (.png or .svg)")
     profile.add_argument("--top", type=positive, default=20, metavar="N", help="operations to list (default 20)")
@@ -125,10 +126,15 @@ def _command(commands: Any, name: str, text: str, run: Callable[[Options], None]
     return command
 
 
-def _model_command(commands: Any, name: str, text: str, run: Callable[[Options], None]) -> argparse.ArgumentParser:
+def _model_command(
+    commands: Any, name: str, text: str, run: Callable[[Options], None], nargs: str | None = None
+) -> argparse.ArgumentParser:
     command = _command(commands, name, text, run)
-    command.add_argument("model", metavar="MODEL")
-    command.add_argument("protocol", metavar="PROTOCOL")
+    command.add_argument("model", metavar="MODEL", nargs=nargs)
+    command.add_argument("protocol", metavar="PROTOCOL", nargs=nargs)
+    command.add_argument(
+        "--workers", type=positive, metavar="N", help="processes that share the work (CKKS; default: every core)"
+    )
     _json(command)
     return command
 
@@ -158,7 +164,16 @@ def _info(options: Options) -> None:
 def _plan(options: Options) -> None:
     from secureattn.commands import output, planning
 
+    alone = options.calibrate and options.model is None and not options.search
+    if options.protocol is None and not alone:
+        options.refuse("the following arguments are required: MODEL, PROTOCOL")
     output.writable(options.json, options.output)
+    if options.calibrate:
+        from secureattn.commands import calibrating
+
+        calibrating.calibrate(shown=alone, json=options.json if alone else None)
+    if alone:
+        return
     if options.search:
         _search(options)
         return
@@ -166,7 +181,7 @@ def _plan(options: Options) -> None:
         if getattr(options, name) is not None:
             raise InputError(f"--{name} is for a search; add --search")
     with output.progress() as tell:
-        plan = _make_plan(*_named(options), options.batch, tell)
+        plan = _make_plan(options, *_named(options), options.batch, tell)
     planning.show(plan, output.stdout())
     if options.json:
         output.write_json(options.json, planning.document(plan))
@@ -231,7 +246,7 @@ def _infer(options: Options) -> None:
     runs.require(protocol.engine)
     _warn(inference.outside(model, inputs))
     with output.progress() as tell:
-        plan = _make_plan(model, protocol, len(inputs), tell)
+        plan = _make_plan(options, model, protocol, len(inputs), tell)
         run = runs.execute(plan, inputs, progress=tell)
     _warn(inference.lost(run.outputs))
     inference.write_outputs(options.output, run.outputs)
@@ -304,10 +319,12 @@ def _named(options: Options) -> tuple[Model, Protocol]:
     return load_model(options.model), load_protocol(options.protocol)
 
 
-def _make_plan(model: Model, protocol: Protocol, samples: int, tell: Progress) -> Plan:
+def _make_plan(options: Options, model: Model, protocol: Protocol, samples: int, tell: Progress) -> Plan:
     from secureattn.plan import make_plan
 
-    return make_plan(model, protocol, samples=samples, progress=lambda text: tell(text, 0, 0))
+    return make_plan(
+        model, protocol, samples=samples, workers=options.workers, progress=lambda text: tell(text, 0, 0)
+    )
 
 
 def _sampled(options: Options, tell: Progress) -> tuple[Plan, Array, Any]:
@@ -317,7 +334,7 @@ def _sampled(options: Options, tell: Progress) -> tuple[Plan, Array, Any]:
     model, protocol = _named(options)
     runs.require(protocol.engine)
     inputs, labels = model.samples(options.samples)
-    return _make_plan(model, protocol, len(inputs), tell), inputs, labels
+    return _make_plan(options, model, protocol, len(inputs), tell), inputs, labels
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,23 @@ else:
 ENGINES = ("plaintext", "ckks", "crypten")
 REFRESH = ("client", "none")
 LAYOUTS = ("auto", "batch", "dense")
+SCALES = range(30, 51)
 
 
 @dataclass(frozen=True)
 class CkksOptions:
-    """``refresh``: "client" lets the key owner restore levels under a mask, "none" forbids it. ``scale_bits``: Δ.
-    ``layout``: "batch" or "dense", or "auto" for whichever is predicted to be faster.
+    """``refresh``: "client" lets the key owner restore levels under a mask, "none" forbids it. ``scale_bits``: log2 Δ,
+    or both ends of what a plan may choose from: a smaller scale leaves more levels to a ring, and less precision.
+    ``layout``: "batch" or "dense", or "auto" for whichever is predicted to be faster. ``flooding_bits`` of security for
+    results that will be shared, 0 for results that stay with the key owner; then ``error_bits``: no score errs by more
+    than 2^-error_bits (see ``backends.ckks.flooding``).
     """
 
     refresh: str = "client"
-    scale_bits: int = 40
+    scale_bits: int | Sequence[int] = 40
     layout: str = "auto"
+    flooding_bits: int = 0
+    error_bits: int = 0
 
     def __post_init__(self) -> None:
         wrong = []
@@ -42,10 +48,35 @@ class CkksOptions:
             wrong.append(f'ckks.refresh must be "client" or "none", not {self.refresh!r}')
         if self.layout not in LAYOUTS:
             wrong.append(f'ckks.layout must be "auto", "batch" or "dense", not {self.layout!r}')
-        if type(self.scale_bits) is not int or self.scale_bits not in range(30, 46):
-            wrong.append(f"ckks.scale_bits must be a whole number from 30 to 45, not {self.scale_bits!r}")
+        ends = list(self.scale_bits) if isinstance(self.scale_bits, list | tuple) else [self.scale_bits]
+        numbers = [x for x in ends if type(x) is int and x in SCALES]
+        if not 1 <= len(ends) <= 2 or len(numbers) < len(ends) or numbers[0] > numbers[-1]:
+            wrong.append(
+                f"ckks.scale_bits must be a whole number from {SCALES[0]} to {SCALES[-1]}, or two of them, the smaller "
+                f"one first, not {self.scale_bits!r}"
+            )
+        wrong += [
+            f"ckks.{name} must be a whole number from 0 to {most}, not {value!r}"
+            for name, value, most in (("flooding_bits", self.flooding_bits, 128), ("error_bits", self.error_bits, 40))
+            if type(value) is not int or value not in range(most + 1)
+        ]
+        if not wrong and bool(self.flooding_bits) != bool(self.error_bits):
+            wrong.append(
+                "ckks.flooding_bits and ckks.error_bits go together; state as error_bits what secureattn profile "
+                "--error measures at the head, less 4"
+            )
+        if not wrong and self.flooding_bits and len(self.scales) > 1:
+            wrong.append("ckks.flooding_bits needs one ckks.scale_bits, on which the error depends, not a range")
         if wrong:
             raise ProtocolError("ckks options", wrong)
+
+    @property
+    def scales(self) -> range:
+        """Bits of every scale that a plan may choose."""
+        low, high = (
+            (self.scale_bits,) * 2 if isinstance(self.scale_bits, int) else (self.scale_bits[0], self.scale_bits[-1])
+        )
+        return range(low, high + 1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,17 @@
-"""Settings of all tests: hypothesis draws the same examples on every run and prints what failed."""
+"""Settings of all tests: hypothesis draws the same examples on every run and prints what failed; costs measured on this
+machine change no test.
+"""
 
+import os
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("fixed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache folder of the tests' own, for the commands they run as well."""
+    if config.cache is not None:
+        os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))

@@ -111,7 +111,7 @@ reciprocal = "chebyshev"
 
 [ckks]
 refresh = "server"
-scale_bits = 50
+scale_bits = 60
 slots = 3
 
 [mpc]
@@ -137,7 +137,7 @@ rounds = 1
         "rsqrt(newton): unknown option 'iterations', it takes steps, degree",
         'functions.reciprocal must be a table such as { kind = "chebyshev", degree = 15 }',
         'ckks.refresh must be "client" or "none", not \'server\'',
-        "ckks.scale_bits must be a whole number from 30 to 45, not 50",
+        "ckks.scale_bits must be a whole number from 30 to 50, or two of them, the smaller one first, not 60",
         "mpc.parties must be a whole number from 2 to 16, not 1",
         'mpc.dealer must be "ttp" or "tfp", not \'nobody\'',
         'mpc.truncation must be "exact" or "local", not \'never\'',

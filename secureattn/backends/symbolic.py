@@ -19,6 +19,7 @@ from secureattn.backends.ckks.dense_backend import DenseBackend, DenseWeight
 from secureattn.backends.ckks.evaluating import Evaluating
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import CkksParameters
+from secureattn.backends.ckks.pools import Pools
 from secureattn.backends.ckks.roles import MaskedRefresh
 from secureattn.backends.ckks.units import Demand, Path
 from secureattn.backends.crypten.backend import MpcBackend
@@ -42,6 +43,12 @@ class SymbolicEvaluating(Evaluating):
         return self.machine.demand
 
     @property
+    def pools(self) -> Pools:
+        """What it holds at once."""
+        assert self.machine.pools is not None
+        return self.machine.pools
+
+    @property
     def highest(self) -> int:
         """The highest level that anything lay on."""
         return max(self.demand.made.values())
@@ -49,7 +56,7 @@ class SymbolicEvaluating(Evaluating):
     def fresh(self) -> Cipher:
         """A fresh ciphertext, on the highest level."""
         parameters = self.machine.parameters
-        return Cipher(parameters.levels, parameters.scales[-1], 2, None)
+        return self.machine.made(parameters.levels, parameters.scales[-1])
 
 
 def null_machine(
@@ -79,7 +86,7 @@ class SymbolicCkks(SymbolicEvaluating, CkksBackend):
 
     def input(self, shape: tuple[int, int, int]) -> BatchTensor:
         """Fresh ciphertexts for ``[B,S,F]``, one a feature."""
-        return self.tensor([self.fresh()] * shape[2], shape)
+        return self.tensor([self.fresh() for _ in range(shape[2])], shape)
 
 
 class SymbolicDense(SymbolicEvaluating, DenseBackend):

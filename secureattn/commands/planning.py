@@ -27,6 +27,8 @@ def parameters(plan: Plan) -> dict[str, Any]:
             "levels": p.levels,
             "hiding_bits": plan.ckks.hiding_bits,
             "hiding_bits_run": plan.ckks.hiding_bits_run,
+            "flooding_bits": plan.ckks.flooding.bits if plan.ckks.flooding else None,
+            "precision_bits": plan.ckks.flooding.precision_bits if plan.ckks.flooding else None,
         }
     if plan.mpc is not None:
         mpc = plan.protocol.mpc
@@ -67,8 +69,13 @@ def document(plan: Plan) -> dict[str, Any]:
             "queries_per_batch": c.capacity,
             "refresh_points": sorted(c.schedule),
             "rotation_keys": len(c.rotations),
+            "layout": c.layout,
+            "predicted_latency_s": dict(c.predicted),
+            "workers": c.workers,
             "bytes": dict(c.sizes),
+            "memory_bytes": dict(c.memory.parts()),
             "predicted_seconds": dict(c.seconds),
+            "predicted_with": plan.costs.source,
         }
     return made
 
@@ -110,6 +117,7 @@ def _show_ckks(plan: Plan, c: CkksPlan, console: Console) -> None:
         f"program depth {c.depth} levels; {c.capacity} queries a batch, {c.batches} batch{'es' * (c.batches > 1)}; "
         f"a result ends at level {c.output_level}"
     )
+    console.print(_layout(plan, c))
     if c.schedule:
         points = ", ".join(f"{point} ({c.points[point]})" for point in c.points if point in c.schedule)
         console.print(f"refresh by the client, ciphertexts in brackets: {points}")
@@ -119,9 +127,28 @@ def _show_ckks(plan: Plan, c: CkksPlan, console: Console) -> None:
         )
     else:
         console.print("no refresh: one round trip")
+    if c.flooding:
+        f = c.flooding
+        console.print(
+            f"scores may be shared: flooded by {f.bits} bits, noise of standard deviation {f.deviation:.2g} on each of "
+            f"{f.count}; {f.precision_bits:.1f} bits after the point stay of {f.error_bits}, "
+            f"{f.error_bits - f.precision_bits:.1f} are lost"
+        )
     console.print("sizes: " + _listed({key.replace("_", " "): units.data(value) for key, value in c.sizes.items()}))
+    console.print("peak memory, both roles: " + _listed({k: units.data(v) for k, v in c.memory.parts().items() if v}))
     console.print(region_table(plan.ledger, width=console.width))
     console.print("predicted: " + _listed({phase: units.seconds(value) for phase, value in c.seconds.items()}))
+    console.print(f"predicted with {plan.costs.source}")
+
+
+def _layout(plan: Plan, c: CkksPlan) -> str:
+    """Which layout, and why."""
+    others = [f"{name} would take {units.seconds(s)}" for name, s in c.predicted.items() if name != c.layout]
+    why = f"for {plan.samples} queries {units.seconds(c.predicted[c.layout])} predicted" if c.predicted else "as asked"
+    if plan.protocol.ckks.layout == "auto" and not others:
+        why += ", the other does not fit"
+    shared = f"; {c.workers} processes" if c.workers > 1 else ""
+    return f"{c.layout} layout: {', '.join([why, *others])}{shared}"
 
 
 def _functions(plan: Plan) -> Table:

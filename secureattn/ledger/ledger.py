@@ -166,7 +166,7 @@ class Ledger:
             row.counts[name] = _combined(name, [event.counts.get(name, 0) for event in events]) or 0
         row.level_in = max((e.level_in for e in events if e.level_in is not None), default=None)
         row.level_out = min((e.level_out for e in events if e.level_out is not None), default=None)
-        row.error_bits = max((e.error_bits for e in events if e.error_bits is not None), default=None)
+        row.error_bits = min((e.error_bits for e in events if e.error_bits is not None), default=None)
         return row
 
 

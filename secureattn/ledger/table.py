@@ -28,7 +28,7 @@ _OUTSIDE = "(top)"
 _TEXT = ("region", "op", "phase", "network")
 _GAP = 2
 _DISPENSABLE = (
-    "rescal.", "relin.", "ct×pt", "calls", "dealer", "error bits", "levels", "rotat.", "sent", "rounds", "ct×ct",
+    "rescal.", "relin.", "ct×pt", "calls", "dealer", "levels", "rotat.", "sent", "rounds", "ct×ct",
     "offline", "online", "refresh", "share", "phase",
 )  # fmt: skip
 """What a narrow table does without, first to last."""
@@ -71,16 +71,20 @@ def region_table(ledger: Ledger, *, width: int | None = None) -> Table:
     named = {row.phase for row in ledger.rows if row.region}
     phases = [phase for phase in ledger.phases if phase in named]
     levels = ledger.engine == "ckks"
+    errors = any(row.error_bits is not None for row in ledger.rows)
     body = []
     for region in regions:
         rows = [row for row in ledger.rows if inside(row.region, region)]
         by_phase = [units.seconds(_seconds(row for row in rows if row.phase == phase)) for phase in phases]
         counts = _totals(ledger, region=region)
         span = [_span(rows)] * levels
-        body.append([region or _OUTSIDE, *by_phase, *_time(_seconds(rows), ledger), *span, *counts])
+        body.append(
+            [region or _OUTSIDE, *by_phase, *_time(_seconds(rows), ledger), *span, *counts, *[_worst(rows)] * errors]
+        )
     by_phase = [units.seconds(ledger.phases[phase]) for phase in phases]
     total = ["total", *by_phase, *_time(ledger.seconds, ledger), *[units.UNKNOWN] * levels, *_totals(ledger)]
-    headings = ["region", *phases, "all", "share", *["levels"] * levels, *_headings(ledger)]
+    total += [units.UNKNOWN] * errors
+    headings = ["region", *phases, "all", "share", *["levels"] * levels, *_headings(ledger), *["error bits"] * errors]
     return lay_out(f"{title(ledger)}, by region", headings, body, total, width=width)
 
 
@@ -180,6 +184,12 @@ def _levels(row: Event) -> str:
     if row.level_in is None or row.level_out is None:
         return units.UNKNOWN
     return f"{row.level_in}→{row.level_out}"
+
+
+def _worst(rows: Sequence[Event]) -> str:
+    """The least exact of some rows."""
+    known = [row.error_bits for row in rows if row.error_bits is not None]
+    return f"{min(known):.1f}" if known else units.UNKNOWN
 
 
 def _bits(row: Event) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from secureattn.approx import Realisation
 from secureattn.backends.ckks.costs import TYPICAL, Costs
 from secureattn.backends.ckks.dense_layout import DenseLayout
+from secureattn.backends.ckks.flooding import Flooding
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.units import Path
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
@@ -16,6 +17,7 @@ from secureattn.ledger import LAN, Ledger
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.fold import Folded, fold
 from secureattn.nn.model import Model
+from secureattn.plan.memory import Memory
 from secureattn.protocol import Protocol
 
 
@@ -42,7 +44,9 @@ class CkksPlan:
     hiding_bits_run: float | None
     recorder: Recorder
     sizes: Mapping[str, int]
+    memory: Memory
     seconds: Mapping[str, float]
+    flooding: Flooding | None = None
 
     @property
     def layout(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -117,15 +118,16 @@ class Chooser:
 
 
 def without_refresh(chooser: Chooser, depth: int, rings: Sequence[int]) -> Symbolic:
-    """The smallest ring and the fewest levels that hold the whole program; PlanError where none does."""
-    draft, scale_bits = chooser.draft, chooser.draft.protocol.ckks.scale_bits
-    for ring in rings:
+    """The smallest ring, the largest scale and the fewest levels that hold the program; PlanError where none do."""
+    draft, scales = chooser.draft, chooser.draft.protocol.ckks.scales
+    for ring, scale_bits in itertools.product(rings, reversed(scales)):
         # Sums of unequal scales may cost a level that the probe for depth, whose scales all agree, did not see.
         for levels in range(depth, most_levels(ring, scale_bits) + 1):
             try:
                 return chooser.settled(chain(ring, levels, scale_bits), refresh=False)
             except OutOfLevels:
                 continue
+    scale_bits = scales[0]
     available = most_levels(rings[-1], scale_bits)
     region = ""
     try:
@@ -148,13 +150,12 @@ class Refreshed:
     seconds: float
 
 
-def with_refresh(chooser: Chooser, depth: int, ring: int, points: Points, enough: float) -> Refreshed:
-    """The cheapest refresh points on a ring that a local search finds.
+def with_refresh(chooser: Chooser, depth: int, ring: int, scale_bits: int, points: Points, enough: float) -> Refreshed:
+    """The cheapest refresh points on a ring, at a scale, that a local search finds.
 
     It starts with all that hide enough and takes out, or back in, what makes the run cheaper, until nothing does;
     layers have their points in common. Where the start takes more than twice ``enough`` seconds the search is left.
     """
-    scale_bits = chooser.draft.protocol.ckks.scale_bits
     parameters = chain(ring, min(most_levels(ring, scale_bits), max(depth, 1)), scale_bits)
     allowed = frozenset(p for p in points if hiding_bits(chooser.draft, parameters, p) >= HIDING_BITS)
     kinds: dict[str, Points] = {}

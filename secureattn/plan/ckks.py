@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from secureattn.backends.ckks.flooding import Flooding
 from secureattn.backends.ckks.parameters import RINGS, CkksParameters
 from secureattn.backends.ckks.wire import fresh_bytes, result_bytes
 from secureattn.backends.symbolic import SymbolicDense, Unlimited
@@ -22,6 +24,7 @@ from secureattn.plan.choice import (
     with_refresh,
     without_refresh,
 )
+from secureattn.plan.memory import memory
 
 LAYOUTS = ("batch", "dense")
 
@@ -30,7 +33,7 @@ def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
     """The plan with the least predicted seconds for so many queries, keys left out; OutOfLevels or PlanError where no
     layout and ring holds the program.
     """
-    wanted = draft.protocol.ckks.layout
+    wanted, flooding = draft.protocol.ckks.layout, _flooding(draft)
     best: CkksPlan | None = None
     refused: list[PlanError] = []
     predicted: dict[str, float] = {}
@@ -45,7 +48,7 @@ def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
         best = found if best is None or found.latency_s < best.latency_s else best
     if best is None:
         raise refused[0]
-    return replace(best, predicted=predicted)
+    return replace(best, predicted=predicted, flooding=flooding)
 
 
 def program_depth(draft: Plan) -> int:
@@ -63,10 +66,10 @@ def _planned(chooser: Chooser, progress: Progress, enough: float) -> CkksPlan:
     check_bounds(draft, points)
     found: list[Refreshed] = []
     refused: list[PlanError] = []
-    for ring in RINGS:
-        progress(f"choosing refresh points of the {chooser.layout} layout at ring degree {ring}")
+    for ring, scale_bits in itertools.product(RINGS, reversed(draft.protocol.ckks.scales)):
+        progress(f"choosing refresh points: {chooser.layout} layout, ring degree {ring}, scale 2^{scale_bits}")
         try:
-            one = with_refresh(chooser, depth, ring, points, enough)
+            one = with_refresh(chooser, depth, ring, scale_bits, points, enough)
         except PlanError as error:
             refused.append(error)
             continue
@@ -126,8 +129,17 @@ def _finished(draft: Plan, depth: int, backend: Symbolic) -> CkksPlan:
         hiding_bits_run=_hiding_bits_run(parameters, backend, bits, batches) if bits else None,
         recorder=backend.recorder,
         sizes=sizes,
+        memory=memory(parameters, backend.pools, len(rotations), backend.machine.workers),
         seconds=_phases(parameters, backend, len(rotations), batches),
     )
+
+
+def _flooding(draft: Plan) -> Flooding | None:
+    """Noise for scores that will be shared, all of a run under one key; PlanError where it leaves too few bits."""
+    options = draft.protocol.ckks
+    if not options.flooding_bits:
+        return None
+    return Flooding(options.flooding_bits, options.error_bits, draft.samples * draft.config.classes)
 
 
 def _sizes(parameters: CkksParameters, backend: Symbolic, rotations: int) -> dict[str, int]:

@@ -63,7 +63,12 @@ class Client:
         return processes.gathered(one, list(zip(blobs, levels, strict=True)), self.layout.workers)
 
     def decrypt(self, blobs: Sequence[bytes], samples: int) -> Array:
-        """Ciphertexts of class scores, ``tokens`` classes in each, or all in one → ``[B,C]``."""
+        """Ciphertexts of class scores → ``[B,C]``, flooded where the protocol says they will be shared."""
+        scores = self._scores(blobs, samples)
+        return self.layout.flooding.published(scores) if self.layout.flooding else scores
+
+    def _scores(self, blobs: Sequence[bytes], samples: int) -> Array:
+        """``tokens`` classes in each, or all in one."""
         if self.layout.dense:
             slots = [self.owner.decrypt(blob) for blob in blobs]
             return dense_unpack(slots, (samples, 1, self.plan.config.classes), self.layout.dense)[:, 0]

@@ -21,7 +21,7 @@ from secureattn.nn.encoder import Encoder
 from secureattn.plan import Plan
 from secureattn.runs.result import Array
 
-SAMPLED = 4
+SAMPLED = 16
 """Ciphertexts of a value that are decrypted, spread over it."""
 
 RESULT = "result"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -104,4 +105,11 @@ class CkksBackend(Evaluating):
         machine, parts = self.machine, list(output.parts.flat)
         with self.recorder.op("rerandomise"):
             groups = [parts[i : i + self.tokens] for i in range(0, len(parts), self.tokens)]
-            return machine.map(lambda group: machine.rerandomised(machine.interleaved(group)), groups)
+            return machine.map(lambda group: machine.rerandomised(self._interleaved(group)), groups)
+
+    def _interleaved(self, ciphers: Sequence[Cipher]) -> Cipher:
+        machine = self.machine
+        level = machine.place.start(min(a.level for a in ciphers), 0)
+        return functools.reduce(
+            machine.add, [machine.shifted(machine.dropped(a, level), k) for k, a in enumerate(ciphers)]
+        )

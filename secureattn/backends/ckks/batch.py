@@ -89,7 +89,7 @@ class BatchTensor(CipherTensor):
 
             def rows(of: Parts, outputs: Sequence[int], level: int) -> list[Cipher]:
                 sums = machine.weighted_sums(weight[list(outputs)], of, level, machine.target(level))
-                return [machine.rescale(one) for one in sums]
+                return [machine.rescale(sums.pop(0)) for _ in outputs]  # none is held longer than need be
 
             made = [
                 machine.map_together(functools.partial(rows, head), range(len(weight)), self.level, "a linear layer")

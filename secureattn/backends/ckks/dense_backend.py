@@ -81,7 +81,7 @@ class DenseBackend(Evaluating):
             self.refresher = MaskedRefresh(self.machine, None)
             try:
                 with self.recorder.phase("online"):
-                    program(self.tensor([Cipher(parameters.levels, parameters.scales[-1], 2, None)], shape))
+                    program(self.tensor([self.machine.made(parameters.levels, parameters.scales[-1])], shape))
             finally:
                 self.machine, self.recorder, self.refresher = machine, machine.recorder, refresher
                 self.refresh_points = points
@@ -212,8 +212,7 @@ class _Rehearsal(NullDevice):
         self._machine = machine
 
     def encode(self, slots: Slots, level: int, scale: float) -> Any:
-        self._machine.count("encodes", level)
-        return self._machine.device.encode(slots, level, scale)
+        return self._machine.encode(slots, level, scale)
 
 
 def _kept(store: dict[Any, Any], key: Any, make: Callable[[], Made]) -> Made:

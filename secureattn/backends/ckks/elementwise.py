@@ -103,8 +103,8 @@ class CipherTensor(Tensor):
             return self._made(self._new(self._map(lambda a: evaluate(p, Value(self.machine, a)).cipher)))
 
     def refresh(self, site: str) -> Self:
-        fresh = self.backend.refresh(site, self.parts)
-        return (self if fresh is None else self._new(as_parts(fresh, self.parts.shape))).observe(site)
+        fresh = self.backend.refresh(site, self.observe(site).parts)
+        return self if fresh is None else self._new(as_parts(fresh, self.parts.shape))
 
     # ---- inner ----------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class KeyOwner:
         return self._ring.save_fresh(self._encryptor.encrypt_symmetric(plain), at, used)
 
     def decrypt(self, blob: bytes) -> Slots:
-        """The real slots ``[N/2]``. Do not publish them: CKKS decryptions leak the key (Li, Micciancio 2021).
+        """The real slots ``[N/2]``. Do not publish them as they are: CKKS decryptions leak the key (``flooding``).
 
         EngineError where a coefficient exceeds a quarter of the modulus left: under a wrong key they are uniform,
         and a value that outgrew the modulus has wrapped to a wrong one.

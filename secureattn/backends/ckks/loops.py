@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.cipher import Cipher, Device, OutOfLevels
 from secureattn.backends.ckks.costs import Costs
+from secureattn.backends.ckks.pools import Held, Pools
 from secureattn.backends.ckks.units import Demand, Path, Place
 from secureattn.events import Recorder
 
@@ -40,6 +41,7 @@ class Loops:
         self.recorder = recorder
         self.place = Place(ceilings or {})
         self.demand = Demand() if recorder.modelled else None
+        self.pools = Pools() if recorder.modelled else None
         self.workers = workers
         self.costs = costs
         self.worth = set(worth or ()) if recorder.modelled or worth is not None else None
@@ -126,12 +128,16 @@ class Loops:
             return result
         self.uses(result, result.level, path)  # where it is another unit's, passed on
         self.demand.make(path, result.level)
-        return Cipher(result.level, result.scale, result.size, path)
+        held: Held = result.data
+        if held.path is None:
+            held.path = path
+            return result
+        return Cipher(result.level, result.scale, result.size, Held(held.pools, held.size, path, base=held))
 
     def uses(self, a: Cipher, level: int, user: Path | None = None) -> None:
         """An operand is read at a level; planners remember."""
-        if self.demand is not None and a.data is not None:
-            self.demand.use(a.data, self.place.path if user is None else user, level)
+        if self.demand is not None and a.data.path is not None:
+            self.demand.use(a.data.path, self.place.path if user is None else user, level)
 
     # ---- plans ----------------------------------------------------------------------------------------------
 
@@ -180,6 +186,7 @@ class Loops:
                 first[key], made[key] = i, unit(i)
             else:
                 self.demand.join((*loop, first[key]), (*loop, i))
+                made[key].data.again()
         return [made[key] for key in keys]
 
     def _model_sharing(self, loop: Path, before: float, results: Sequence[Cipher]) -> None:
@@ -193,8 +200,11 @@ class Loops:
         seconds = self.costs.sharing_s(share * alone, workers, round(sent))
         if seconds < alone:
             assert self.worth is not None
+            assert self.pools is not None
             self.worth.add(loop)
             self.recorder.rewind(before + seconds)
+            held = sum(c.size * (c.level + 1) for c in results) * 16 * self.slots
+            self.pools.worker = max(self.pools.worker, round(share * held))
 
     # ---- processes ------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from secureattn.backends.ckks.cipher import Cipher, Device, NullDevice, OutOfLev
 from secureattn.backends.ckks.costs import TYPICAL, Costs
 from secureattn.backends.ckks.loops import Loops
 from secureattn.backends.ckks.parameters import CkksParameters
+from secureattn.backends.ckks.pools import Held
 from secureattn.backends.ckks.units import Path
 from secureattn.events import Recorder
 
@@ -49,6 +50,12 @@ class Machine(Loops):
         """Numbers in a ciphertext, N/2."""
         return self.parameters.slots
 
+    def made(self, level: int, scale: float, size: int = 2, data: Any = None) -> Cipher:
+        """A new ciphertext; a planner notes the memory it takes."""
+        if self.pools is not None:
+            data = Held(self.pools, 16 * self.slots * (level + 1) * size)
+        return Cipher(level, scale, size, data)
+
     # ---- sums -----------------------------------------------------------------------------------------------
 
     def add(self, a: Cipher, b: Cipher, level: int | None = None) -> Cipher:
@@ -56,7 +63,7 @@ class Machine(Loops):
         a, b = self.matched(a, b, level)
         self._reads(a, b)
         data = self._run("additions", a.level, lambda: self.device.add(a.data, b.data))
-        return Cipher(a.level, a.scale, max(a.size, b.size), data)
+        return self.made(a.level, a.scale, max(a.size, b.size), data)
 
     def negate(self, a: Cipher) -> Cipher:
         """−a."""
@@ -88,15 +95,15 @@ class Machine(Loops):
         self.count("additions", level, len(used) - 1)
         size = max(a.size for _, a in used)
         if isinstance(self.device, NullDevice):
-            return Cipher(level, scale, size, None)
+            return self.made(level, scale, size)
         start = time.perf_counter()
         total: Any = None
         for c, a in used:
             operand = a.data if a.level == level else self.device.drop_to(a.data, level)
             part = self.device.multiply_constant(operand, c, scale / a.scale)
-            total = part if total is None else self.device.add(total, part)
+            total = part if total is None else self.device.accumulate(total, part)
         self._spent("pt_products", start)
-        return Cipher(level, scale, size, total)
+        return self.made(level, scale, size, total)
 
     def weighted_sums(
         self, weights: npt.NDArray[np.float64], inputs: Sequence[Cipher], level: int, scale: float
@@ -119,11 +126,11 @@ class Machine(Loops):
         self.count("additions", level, products - len(weights), seconds=0.0)
         self.count("pt_products", level, products, seconds=matrix_s)
         if isinstance(self.device, NullDevice):
-            return [Cipher(level, scale, 2, None)] * len(weights)
+            return [self.made(level, scale) for _ in weights]
         start = time.perf_counter()
         rows = self.device.multiply_matrix(integers.astype(np.int64), [a.data for a in inputs], level, scale)
         self._spent("pt_products", start)
-        return [Cipher(level, scale, 2, row) for row in rows]
+        return [self.made(level, scale, 2, row) for row in rows]
 
     def _matrix_s(self, outputs: int, inputs: int, level: int) -> float:
         products = outputs * gemm.gemm_products(self.parameters.primes[: level + 1], inputs)
@@ -133,20 +140,33 @@ class Machine(Loops):
         """``Σ v_i ⊙ a_i`` slot by slot at a level and scale, not rescaled; each vector is encoded at the scale that
         hits it, once.
         """
-        parts = []
-        for vector, a in terms:
-            operand, factor = self.dropped(a, level), scale / a.scale
-            self._reads(operand)
-            plain = self._encoded(vector, level, factor)
-            multiply = functools.partial(self.device.multiply_encoded, operand.data, plain, factor)
-            parts.append(Cipher(level, scale, operand.size, self._run("pt_products", level, multiply)))
-        return functools.reduce(self.add, parts)
+        return self._total(self._times_encoded(vector, a, level, scale) for vector, a in terms)
+
+    def _times_encoded(self, vector: Vector, a: Cipher, level: int, scale: float) -> Cipher:
+        operand, factor = self.dropped(a, level), scale / a.scale
+        self._reads(operand)
+        plain = self._encoded(vector, level, factor)
+        multiply = functools.partial(self.device.multiply_encoded, operand.data, plain, factor)
+        return self.made(level, scale, operand.size, self._run("pt_products", level, multiply))
+
+    def _total(self, parts: Iterable[Cipher]) -> Cipher:
+        """The sum of ciphertexts that nobody else holds, all on one level and scale: written over the first."""
+        rest = iter(parts)
+        total = next(rest)
+        for part in rest:
+            data = self._run("additions", total.level, functools.partial(self.device.accumulate, total.data, part.data))
+            total = Cipher(total.level, total.scale, max(total.size, part.size), data or total.data)
+        return total
 
     def _encoded(self, vector: Vector, level: int, scale: float) -> Any:
         if (level, scale) not in vector.encoded:
-            encode = functools.partial(self.device.encode, vector.slots, level, scale)
-            vector.encoded[level, scale] = self._run("encodes", level, encode)
+            vector.encoded[level, scale] = self.encode(vector.slots, level, scale)
         return vector.encoded[level, scale]
+
+    def encode(self, slots: Slots, level: int, scale: float) -> Any:
+        """A public vector in the form it is multiplied in, to be kept."""
+        encoded = self._run("encodes", level, lambda: self.device.encode(slots, level, scale))
+        return encoded if self.pools is None else Held(self.pools, 16 * self.slots * (level + 1))
 
     # ---- products -------------------------------------------------------------------------------------------
 
@@ -158,7 +178,7 @@ class Machine(Loops):
             data = self._run("ct_products", level, lambda: self.device.square(x.data))
         else:
             data = self._run("ct_products", level, lambda: self.device.multiply(x.data, y.data))
-        return Cipher(level, a.scale * b.scale, 3, data)
+        return self.made(level, a.scale * b.scale, 3, data)
 
     def sum_of_products(self, pairs: Sequence[tuple[Cipher, Cipher]], level: int | None = None) -> Cipher:
         """``Σ a_j·b_j`` at a level, of size 3, neither relinearised nor rescaled; to be rescaled in the unit now open,
@@ -166,7 +186,7 @@ class Machine(Loops):
         """
         if level is None:
             level = self.begin_at(min(min(a.level, b.level) for a, b in pairs), "a product")
-        return functools.reduce(self.add, (self.multiply(a, b, level) for a, b in self._matched_pairs(pairs, level)))
+        return self._total(self.multiply(a, b, level) for a, b in self._matched_pairs(pairs, level))
 
     def _matched_pairs(self, pairs: Sequence[tuple[Cipher, Cipher]], level: int) -> list[tuple[Cipher, Cipher]]:
         """Pairs whose products have one scale: an operand from a higher level lands on the scale that makes it so."""
@@ -191,7 +211,7 @@ class Machine(Loops):
         self._reads(a)
         self.count("encodes", level)
         data = self._run("pt_products", level, lambda: self.device.multiply_vector(a.data, slots, factor))
-        return self.rescale(Cipher(level, a.scale * factor, a.size, data))
+        return self.rescale(self.made(level, a.scale * factor, a.size, data))
 
     def times_constant(self, a: Cipher, value: float) -> Cipher:
         """a times a number: whole numbers cost no level, others one."""
@@ -223,7 +243,7 @@ class Machine(Loops):
         level = self.require(a.level, "a rescale")
         self._reads(a)
         data = self._run("rescales", level, lambda: self.device.rescale(a.data))
-        return Cipher(level - 1, a.scale / self.parameters.primes[level], a.size, data)
+        return self.made(level - 1, a.scale / self.parameters.primes[level], a.size, data)
 
     def relinearise(self, a: Cipher) -> Cipher:
         """Back to two polynomials."""
@@ -231,7 +251,7 @@ class Machine(Loops):
             return a
         self._reads(a)
         data = self._run("relinearisations", a.level, lambda: self.device.relinearize(a.data))
-        return Cipher(a.level, a.scale, 2, data)
+        return self.made(a.level, a.scale, 2, data)
 
     def finish(self, a: Cipher) -> Cipher:
         """Relinearise, then rescale: the end of a sum of products. The other way round is cheaper and far noisier, as
@@ -244,7 +264,8 @@ class Machine(Loops):
         if a.level == level:
             return a
         self.uses(a, level)
-        return Cipher(level, a.scale, a.size, self.device.drop_to(a.data, level))
+        data = None if self.pools else self.device.drop_to(a.data, level)
+        return self.made(level, a.scale, a.size, data)
 
     def lowered(self, a: Cipher, depth: int = 0) -> Cipher:
         """The same value, no higher than needed for the result of the unit now open, which is ``depth`` lower."""
@@ -282,12 +303,8 @@ class Machine(Loops):
         self._reads(a)
         return self._like(a, self._run("rotations", a.level, lambda: self.device.rotate(a.data, steps)))
 
-    def interleaved(self, ciphers: Sequence[Cipher]) -> Cipher:
-        """``Σ_k a_k·X^k``, at the level of the lowest or where it is needed: no level, no noise of its own."""
-        level = self.place.start(min(a.level for a in ciphers), 0)
-        return functools.reduce(self.add, (self._shifted(self.dropped(a, level), k) for k, a in enumerate(ciphers)))
-
-    def _shifted(self, a: Cipher, places: int) -> Cipher:
+    def shifted(self, a: Cipher, places: int) -> Cipher:
+        """a·X^places: coefficients moved up, without a level or noise."""
         if places == 0:
             return a
         self._reads(a)
@@ -301,7 +318,7 @@ class Machine(Loops):
     # ---- counting -------------------------------------------------------------------------------------------
 
     def _like(self, a: Cipher, data: Any) -> Cipher:
-        return Cipher(a.level, a.scale, a.size, data)
+        return self.made(a.level, a.scale, a.size, data)
 
     def _run(self, name: str, level: int, compute: Callable[[], Any]) -> Any:
         if self.recorder.modelled:

@@ -1,18 +1,22 @@
 """Times SEAL's primitives on this machine, called as the engine calls them, and fits the cost model to them.
 
-Ciphertexts are read from memory and not from a cache, as in a run, where other ciphertexts were in use since they were
-made; results go where earlier ones were freed.
+Ciphertexts are read from memory and not from a core's cache, as in a run, where others were in use since they were
+made, and results go to memory that was in use before, but not lately.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import math
+import mmap
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,17 +31,20 @@ from secureattn.backends.ckks.seal import Ciphertext
 Progress = Callable[[str, int, int], None]
 Rates = dict[str, float]
 
-_COLD_BYTES = 1 << 24  # more than a core has caches of its own
-_MOST_LEVELS = 9  # to measure at; on chains with more, some are left out
+_COLD_BYTES = 1 << 23  # more than a core has caches of its own
+_MOST_LEVELS = 7  # to measure at; on chains with more, some are left out
 _SHAPES = ((32, 32), (96, 32), (32, 96), (96, 96))  # [Dout, Din] of matrix products
 _SHARED_LEVEL = 2
+_REWEIGHTED = 20  # times
+_CLOSE = 0.05  # relative errors up to which squares count
+_HELD_MIB = 512
 
 
 def measure(progress: Progress) -> Costs:
     """This machine's costs, under a minute where nothing else runs; EngineError where the engine is not installed."""
     primitives: dict[str, dict[int, Coefficients]] = {name: {} for name in PRIMITIVES}
     rates, done = dict(TYPICAL.rates), 0
-    plans = [(parameters, sampled(parameters.levels)) for parameters in map(_largest, reversed(RINGS))]
+    plans = [(parameters, sampled(parameters.levels)) for parameters in map(_largest, RINGS)]
     steps = sum(len(levels) for _, levels in plans)
     for parameters, levels in plans:
         ring = parameters.ring_degree
@@ -51,8 +58,10 @@ def measure(progress: Progress) -> Costs:
             done += 1
         for name, points in samples.items():
             primitives[name][ring] = fitted(points)
+        rates["keys"] = bench.key_s  # of the largest ring in the end, where nothing else counts
         if ring == RINGS[1]:
-            rates |= {"keys": bench.key_s} | bench.matrices() | bench.sharing()
+            progress("measuring matrix products and processes", done, steps)
+            rates |= bench.matrices() | bench.sharing()
     return Costs(primitives, rates, datetime.date.today().isoformat())
 
 
@@ -69,24 +78,33 @@ def sampled(levels: int) -> list[int]:
 
 
 def fitted(points: Sequence[tuple[int, float]]) -> Coefficients:
-    """Coefficients ≥ 0 of ``a + b·k + c·k²`` with the least relative squared error on (k, seconds)."""
+    """Coefficients of ``a + b·k + c·k²`` with the least relative error on (k, seconds), among those that are positive
+    at every k ≥ 1 and do not fall: a < 0 says that few residues fit in caches.
+    """
     k, seconds = np.array(points).T
-    a, b, c = _least_squares(np.stack([np.ones_like(k), k, k**2], axis=1), seconds)
+    terms = np.stack([np.ones_like(k), k, k**2], axis=1)
+    a, b, c = _least(terms, seconds, lambda x: bool(x[1:].min() >= 0 and x.sum() > 0))
     return a, b, c
 
 
-def _least_squares(terms: Any, seconds: Any) -> list[float]:
-    """Relative least squares with coefficients ≥ 0: the best of all sets of terms whose coefficients are."""
-    rows, best, least = terms / seconds[:, None], [0.0] * terms.shape[1], math.inf
+def _least(terms: Any, seconds: Any, sound: Callable[[Any], bool]) -> Any:
+    """The least relative errors by any set of terms whose coefficients are sound, all others 0.
+
+    Squares of small errors count, large ones as they are, so that one point taken at a bad moment does not bend the
+    fit: Huber's M-estimator, by reweighted least squares (Huber 1964).
+    """
+    rows, best, least = terms / seconds[:, None], np.zeros(terms.shape[1]), math.inf
     for size in range(1, terms.shape[1] + 1):
         for used in map(list, combinations(range(terms.shape[1]), size)):
-            found = np.linalg.lstsq(rows[:, used], np.ones(len(rows)), rcond=None)[0]
-            error = float(((rows[:, used] @ found - 1) ** 2).sum())
-            if (found >= 0).all() and error < least:
-                least, best = error, [0.0] * terms.shape[1]
-                for at, value in zip(used, found, strict=True):
-                    best[at] = float(value)
-    return best
+            found, weights = np.zeros(terms.shape[1]), np.ones((len(rows), 1))
+            for _ in range(_REWEIGHTED):
+                found[used] = np.linalg.lstsq(rows[:, used] * weights, weights[:, 0], rcond=None)[0]
+                weights = np.maximum(np.abs(rows @ found - 1), _CLOSE)[:, None] ** -0.5
+            off = np.abs(rows @ found - 1)
+            error = float(np.where(off < _CLOSE, off**2, _CLOSE * (2 * off - _CLOSE)).sum())
+            if sound(found) and error < least:
+                least, best = error, found
+    return best.tolist()
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,9 @@ class Bench:
     @classmethod
     def made(cls, parameters: CkksParameters) -> Bench:
         """Keys are timed while they are made."""
-        owner, seconds = _timed(lambda: KeyOwner.generate(parameters, [1]))
+        start = time.perf_counter()
+        owner = KeyOwner.generate(parameters, [1])
+        seconds = time.perf_counter() - start
         steps = 3 * key_transforms(parameters.ring_degree, len(parameters.primes))  # public, relinearisation, Galois
         slots = np.random.default_rng(0).uniform(-1, 1, parameters.slots)
         assert owner.evaluation_keys is not None
@@ -122,6 +142,7 @@ class Bench:
             return e.multiply_constant(ct, 37.0, 1.0)
 
         total = product(cold[0])
+        _warm(e.negate, cold)
         yield "additions", _median(lambda part: e.add(total, part), cold, product)
         yield "pt_products", _median(product, cold)
         yield "encodes", _median(lambda _: e.encode(slots, level, scale), cold)
@@ -131,9 +152,11 @@ class Bench:
         yield "decryptions", _median(lambda _: owner.decrypt(blob), cold)
         if level:
             pairs = list(zip(cold, reversed(cold), strict=True))
+            _warm(e.square, cold)
             yield "ct_products", _median(lambda pair: e.multiply(*pair), pairs)
             yield "squares", _median(e.square, cold)
             yield "relinearisations", _median(e.relinearize, cold, e.square)
+            _warm(lambda ct: e.drop_to(ct, level - 1), cold)
             yield "rescales", _median(e.rescale, cold)
             low = [e.drop_to(ct, 1) for ct in cold]
             yield "refreshes", _median(lambda ct: self._refreshed(ct, level), low)
@@ -149,7 +172,7 @@ class Bench:
         count = max(least, _COLD_BYTES // self.parameters.ciphertext_bytes(level))
         return [self.evaluator.drop_to(fresh, level) for _ in range(count)]
 
-    def matrices(self, level: int = 3) -> Rates:
+    def matrices(self, level: int = 2) -> Rates:
         """Rates of weight matrices times ciphertexts."""
         ring, primes, scale = self.parameters.ring_degree, self.parameters.primes[: level + 1], 2.0
         random, terms, seconds = np.random.default_rng(0), [], []
@@ -158,11 +181,13 @@ class Bench:
         for shape in _SHAPES:
             weights = random.integers(-(1 << 39), 1 << 39, shape)
             inputs = cold[: shape[1]]
-            seconds.append(_median(lambda w, x=inputs: self.evaluator.multiply_matrix(w, x, level, scale), [weights]))
+            run = functools.partial(self.evaluator.multiply_matrix, cts=inputs, level=level, scale=scale)
+            seconds.append(_median(run, [weights], least=3))
             products = 2 * ring * shape[0] * gemm.gemm_products(primes, shape[1])
             terms.append([residues * shape[1], residues * shape[0], products])
         names = ("matrix_inputs", "matrix_outputs", "matrix_products")
-        return dict(zip(names, _least_squares(np.array(terms, dtype=float), np.array(seconds)), strict=True))
+        found = _least(np.array(terms, dtype=float), np.array(seconds), lambda x: bool(x.min() >= 0))
+        return dict(zip(names, found, strict=True))
 
     def sharing(self) -> Rates:
         """Rates of sharing work with a second process; none where this system cannot."""
@@ -170,36 +195,54 @@ class Bench:
             return {}
         cold = self._cold(_SHARED_LEVEL, least=32)
         residues = len(cold) * 2 * (_SHARED_LEVEL + 1) * self.parameters.ring_degree
-        start = _median(lambda _: self._shared(cold[:0], self.evaluator.negate), [0])
+        start, more = self._starts()
 
-        def alone_and_shared(compute: Callable[[Ciphertext], Ciphertext]) -> tuple[float, float]:
+        def spent(compute: Callable[[Ciphertext], Ciphertext]) -> tuple[float, float]:
             alone = _median(lambda _: [compute(ct) for ct in cold], [0])
-            return alone, _median(lambda _: self._shared(cold, compute), [0])
+            return alone, self._shared(cold, compute) - start - more * _resident_bytes()
 
-        alone, shared = alone_and_shared(self.evaluator.negate)
-        sent = max(0.0, shared - alone - start)
-        alone, shared = alone_and_shared(lambda ct: self.evaluator.rotate(ct, 1))
-        together = max(1.0, (shared - start - sent) / alone)
-        return {"processes": start, "residues_sent": sent / residues, "together": together}
+        alone, shared = spent(self.evaluator.negate)
+        sent = max(0.0, shared - alone)
+        alone, shared = spent(lambda ct: self.evaluator.rotate(ct, 1))
+        together = max(1.0, (shared - sent) / alone)
+        return {"processes": start, "held_bytes": more, "residues_sent": sent / residues, "together": together}
 
-    def _shared(self, cts: Sequence[Ciphertext], compute: Callable[[Ciphertext], Ciphertext]) -> None:
-        """Two processes make as much each, and one sends it to the other."""
+    def _starts(self) -> tuple[float, float]:
+        """Seconds of starting a process that does nothing, and more for every byte that its parent holds."""
+        little, start = _resident_bytes(), self._shared((), self.evaluator.negate)
+        held = [np.ones(1 << 20, dtype=np.uint8) for _ in range(_HELD_MIB)]  # small pieces: no huge pages
+        much, later = _resident_bytes(), self._shared((), self.evaluator.negate)
+        del held
+        slope = max(0.0, (later - start) / (much - little))
+        return max(0.0, start - slope * little), slope
+
+    def _shared(self, cts: Sequence[Ciphertext], compute: Callable[[Ciphertext], Ciphertext], times: int = 9) -> float:
+        """Median seconds of both processes, where each makes as much and one sends it to the other, less what this one
+        takes for its part; so what else runs on the machine does not count.
+        """
+        seconds = []
+        for _ in range(times):
+            before = time.thread_time() + _children_s()
+            own_s = self._share(cts, compute)
+            seconds.append(time.thread_time() + _children_s() - before - own_s)
+        return statistics.median(seconds)
+
+    def _share(self, cts: Sequence[Ciphertext], compute: Callable[[Ciphertext], Ciphertext]) -> float:
+        """Seconds of this process's part."""
         e = self.evaluator
 
+        def own() -> float:
+            start = time.thread_time()
+            _ = [compute(ct) for ct in cts]
+            return time.thread_time() - start
+
         def other() -> processes.Parcel:
-            made = [compute(ct) for ct in cts]
-            return processes.Parcel([e.memory(ct) for ct in made])
+            return processes.Parcel([e.memory(ct) for ct in [compute(ct) for ct in cts]])
 
-        _, (delivery,) = processes.shared(lambda: [compute(ct) for ct in cts], [other])
-        for ct in cts:
-            e.received(delivery.read, 2, e.level(ct), ct.scale)
+        own_s, (delivery,) = processes.shared(own, [other])
+        _ = [e.received(delivery.read, 2, e.level(ct), ct.scale) for ct in cts]
         delivery.close()
-
-
-def _timed(compute: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    made = compute()
-    return made, time.perf_counter() - start
+        return own_s
 
 
 def _median(
@@ -210,10 +253,36 @@ def _median(
     least: int = 5,
     enough_s: float = 0.06,
 ) -> float:
-    """Median seconds of ``compute`` of the items in turn, at least so often, and for so long; ``prepare`` is not timed."""
+    """Median seconds of ``compute`` of the items in turn, so often and so long at least; ``prepare`` is not timed.
+
+    Seconds of this thread, so that what else runs on the machine does not count. As many results are kept as there are
+    items, so that later ones do not go where the last one has just been.
+    """
     compute(prepare(items[0]))
+    kept: deque[Any] = deque(maxlen=len(items))
     seconds: list[float] = []
     while len(seconds) < least or sum(seconds) < enough_s:
         item = prepare(items[len(seconds) % len(items)])
-        seconds.append(_timed(lambda: compute(item))[1])
+        start = time.thread_time()
+        made = compute(item)
+        seconds.append(time.thread_time() - start)
+        kept.append(made)
+        del made
     return statistics.median(seconds)
+
+
+def _warm(make: Callable[[Any], Any], items: Sequence[Any]) -> None:
+    """Make and drop as many results as will be kept: memory that a process uses for the first time is slower."""
+    _ = [make(item) for item in items]
+
+
+def _children_s() -> float:
+    import resource  # not on every system
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * mmap.PAGESIZE

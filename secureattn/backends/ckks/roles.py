@@ -50,8 +50,13 @@ class MaskedRefresh:
         recorder.primitive("rounds")
         if isinstance(machine.device, NullDevice):
             fresh = machine.map(self._modelled, ciphers)
-            back = sum(fresh_bytes(parameters, c.level) for c in fresh)
-            recorder.primitive("bytes_sent", times=len(ciphers) * stored_bytes(parameters, level=1) + back)
+            sent = len(ciphers) * stored_bytes(parameters, level=1) + sum(
+                fresh_bytes(parameters, c.level) for c in fresh
+            )
+            recorder.primitive("bytes_sent", times=sent)
+            if machine.pools is not None:
+                kept = sent + 32 * machine.slots * len(ciphers)  # messages, and the masks to take off again
+                machine.pools.messages = max(machine.pools.messages, kept)
             return fresh
         assert self.answer is not None
         device: Any = machine.device
@@ -76,7 +81,7 @@ class MaskedRefresh:
         machine.uses(a, 1, user=())  # whatever level it comes back on
         level = self._level(machine.place.path)
         machine.count("refreshes", level)
-        return Cipher(level, a.scale, 2, None)
+        return machine.made(level, a.scale)
 
     def _level(self, path: Path) -> int:
         """A unit that comes out of a refresh lies where it is needed, but above level 0."""

@@ -27,8 +27,10 @@ rounded result: two polynomials by their coefficients.
 _RESULT = 4
 _LANES = 64
 
-RESULT_BITS = 20
-"""Rounding adds at most 2^-20 to a number in a result, but for one in 5e8 (six standard deviations)."""
+ROUNDING_BITS = 19
+"""Rounding a result adds an error of standard deviation 2^19/(6Δ), 8e-8 at Δ = 2^40; that of a computation goes with
+1/Δ as well.
+"""
 
 
 def stored_bytes(parameters: CkksParameters, level: int, size: int = 2) -> int:
@@ -51,10 +53,12 @@ def dropped_bits(parameters: CkksParameters) -> int:
 
     Rounding to a multiple of 2^t errs uniformly, with variance 2^2t/12. With a ternary secret s (variance 2/3 a
     coefficient) a coefficient of e0 + e1·s has 2^2t/12·(1 + 2N/3), and the real part of a slot, which sums N of them
-    and is divided by Δ, has N/2 times that: a standard deviation of 2^t·N/(6Δ). Six of them are 2^-RESULT_BITS with
-    t = log2 Δ - log2 N - RESULT_BITS. The last rescale has left as much noise as t = 0 would.
+    and is divided by Δ, has N/2 times that: a standard deviation of 2^t·N/(6Δ), which is 2^ROUNDING_BITS/(6Δ) with
+    t = ROUNDING_BITS - log2 N. As the product of two complex normal values, e1 and s at a root of unity, it is Laplace
+    distributed: beyond k standard deviations with probability e^(-√2·k), 1e-8 for 13. The last rescale has left as
+    much noise as t = 0 would.
     """
-    return max(0, parameters.scale_bits - parameters.ring_degree.bit_length() + 1 - RESULT_BITS)
+    return max(0, ROUNDING_BITS + 1 - parameters.ring_degree.bit_length())
 
 
 def _widths(parameters: CkksParameters, level: int) -> list[int]:

@@ -1,0 +1,269 @@
+"""The CKKS engine measured: weight products, whole test set, one image, one round trip, TenSEAL's own, growth.
+
+    python benchmarks/ckks.py [--quick] [--json FILE] [--workers N] [--only PART…] [--fresh]
+
+What each part measured is kept in ``out/ckks`` and not measured again, unless ``--fresh``; ``--only`` leaves the other
+parts as they are there. Once all parts are there, writes tables, plot and everything as JSON, raw samples and checks,
+to ``benchmarks/results``. Wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ckks_growth
+import ckks_report
+from ckks_runs import ONESHOT_PROTOCOL, REFRESH_PROTOCOL, Job, apart, encrypted, planned
+
+RESULTS = Path(__file__).resolve().parent / "results"
+OUT = Path("out") / "ckks"
+IMAGES = 360
+TURNS = 2
+"""Samples of a whole run, at each number of workers."""
+
+SINGLE = 5
+"""Images that are run one by one."""
+
+PRIMITIVE_LEVELS = {1 << 13: (3,), 1 << 14: (8, 7, 4, 1), 1 << 15: (19, 10)}
+"""Where SEAL's primitives are timed: levels by ring degree."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A weight product ``[size,size]`` at a level; a loop of scalar products makes ``rows`` of its results."""
+
+    size: int
+    ring_degree: int
+    level: int
+    rows: int
+    turns: int
+
+
+PRODUCTS = (Size(64, 1 << 14, 7, rows=64, turns=3), Size(256, 1 << 14, 7, rows=8, turns=3))
+QUICK_PRODUCTS = (Size(16, 1 << 14, 3, rows=16, turns=1),)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every part is told: on how many cores, where it may keep files, whether small versions will do."""
+
+    workers: int
+    folder: Path
+    quick: bool
+
+
+# ---- the parts ----------------------------------------------------------------------------------------------
+
+
+def primitives(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of SEAL's primitives, called as the engine calls them, by ring degree and level."""
+    chosen = {1 << 13: (3,)} if setting.quick else PRIMITIVE_LEVELS
+    return apart(_primitives, chosen)
+
+
+def products(setting: Setting) -> dict[str, Any]:
+    """Plain weights times ciphertexts, as one matrix product and as a loop, in turn on one core."""
+    sizes = QUICK_PRODUCTS if setting.quick else PRODUCTS
+    return {"sizes": [apart(_products, size, blas_threads=1) for size in sizes]}
+
+
+def digits(setting: Setting) -> dict[str, Any]:
+    """The whole test set under refresh, by one process on one core and by all, in turn, and once more to watch its
+    memory; quick: a tiny model, once.
+    """
+    if setting.quick:
+        place = ckks_growth.random_model(ckks_growth.SMALL, setting.folder)
+        job = Job(str(place), REFRESH_PROTOCOL, 64, workers=setting.workers, layout="batch")
+        return {"runs": [run := apart(encrypted, job, watched=True)], "watched": run}
+    job = Job("digits-vit", REFRESH_PROTOCOL, IMAGES, workers=setting.workers)
+    watched, runs = apart(encrypted, job, watched=True), []
+    for turn in range(TURNS):
+        for workers in dict.fromkeys((1, setting.workers)):
+            _tell(f"digits: turn {turn + 1}, {workers} workers")
+            runs.append(apart(encrypted, replace(job, workers=workers), blas_threads=1 if workers == 1 else None))
+    return {"runs": runs, "watched": watched}
+
+
+def peer(setting: Setting) -> dict[str, Any]:
+    """The same model on TenSEAL's own ``CKKSTensor``, by operation, scaled."""
+    return apart(_peer)
+
+
+def dense(setting: Setting) -> dict[str, Any]:
+    """Images one by one; what the plan would have taken in the batch layout."""
+    job = Job("digits-vit", REFRESH_PROTOCOL, 1, workers=setting.workers)
+    batch = apart(planned, replace(job, layout="batch"))["result"]
+    runs = [apart(encrypted, replace(job, first=i)) for i in range(1 if setting.quick else SINGLE)]
+    return {"runs": runs, "watched": apart(encrypted, job, watched=True), "batch_plan": batch}
+
+
+def oneshot(setting: Setting) -> dict[str, Any]:
+    """The whole test set in one round trip; slots beyond it repeat a query, so a full batch costs the same."""
+    job = Job("digits-vit-oneshot", ONESHOT_PROTOCOL, IMAGES, workers=setting.workers)
+    return {"runs": [run := apart(encrypted, job, watched=True)], "watched": run}
+
+
+def growth(setting: Setting) -> dict[str, Any]:
+    """Cost over tokens, width and depth."""
+    return ckks_growth.growth(setting.folder, setting.workers, quick=setting.quick)
+
+
+PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
+    part.__name__: part for part in (primitives, products, digits, peer, dense, oneshot, growth)
+}
+QUICK_PARTS = ("primitives", "products", "digits", "dense", "growth")
+
+
+# ---- what they do in processes of their own -----------------------------------------------------------------
+
+
+def _primitives(chosen: Mapping[int, tuple[int, ...]]) -> dict[str, Any]:
+    from secureattn.backends.ckks.parameters import chain, most_levels
+    from secureattn.backends.ckks.primitives import Bench
+
+    found: dict[str, Any] = {}
+    for ring, levels in chosen.items():
+        bench = Bench.made(chain(ring, most_levels(ring)))
+        found[str(ring)] = {str(level): {name: 1e3 * s for name, s in bench.primitives(level)} for level in levels}
+    return found
+
+
+def _products(size: Size) -> dict[str, Any]:
+    """Seconds of both ways, and how far their results lie from each other and from those in the clear."""
+    import numpy as np
+
+    from secureattn.backends.ckks.evaluator import SealEvaluator
+    from secureattn.backends.ckks.keys import KeyOwner
+    from secureattn.backends.ckks.parameters import chain, most_levels
+
+    parameters = chain(size.ring_degree, most_levels(size.ring_degree))
+    owner = KeyOwner.generate(parameters, [])
+    assert owner.evaluation_keys is not None
+    evaluator = SealEvaluator(parameters, owner.evaluation_keys)
+    rng = np.random.default_rng(0)
+    weights = rng.normal(scale=size.size**-0.5, size=(size.size, size.size))
+    values = rng.uniform(-1, 1, (size.size, parameters.slots))
+    scale = parameters.scales[size.level]
+    factor = parameters.scales[size.level - 1] * parameters.primes[size.level] / scale
+    cts = [evaluator.load(owner.encrypt(x, size.level, scale)) for x in values]
+    rows = np.linspace(0, size.size - 1, size.rows).round().astype(int)
+
+    def matrix() -> list[Any]:
+        integers = np.copysign(np.floor(np.abs(weights) * factor + 0.5), weights)
+        return evaluator.multiply_matrix(integers.astype(np.int64), cts, size.level, scale * factor)
+
+    def loop() -> list[Any]:
+        made = []
+        for row in weights[rows].tolist():
+            total = evaluator.multiply_constant(cts[0], row[0], factor)
+            for weight, ct in zip(row[1:], cts[1:], strict=True):
+                total = evaluator.add(total, evaluator.multiply_constant(ct, weight, factor))
+            made.append(total)
+        return made
+
+    seconds: dict[str, list[float]] = {"matrix": [], "loop": []}
+    for _ in range(size.turns):
+        for name, way in (("matrix", matrix), ("loop", loop)):
+            start = time.perf_counter()
+            made = way()
+            seconds[name].append(time.perf_counter() - start)
+            if name == "matrix":
+                kept = [made[row] for row in rows]
+    pairs = list(zip(kept, made, strict=True))
+    opened = [np.stack([owner.decrypt(evaluator.save(ct)) for ct in cts]) for cts in zip(*pairs, strict=True)]
+    return {
+        "size": size.size,
+        "ring_degree": size.ring_degree,
+        "slots": parameters.slots,
+        "primes": size.level + 1,
+        "loop_rows": size.rows,
+        "matrix_s": seconds["matrix"],
+        "loop_s": seconds["loop"],
+        "residues_that_differ": sum(int((evaluator.residues(a) != evaluator.residues(b)).sum()) for a, b in pairs),
+        "max_abs_difference": float(np.abs(opened[0] - opened[1]).max()),
+        "max_abs_error": float(max(np.abs(found - weights[rows] @ values).max() for found in opened)),
+    }
+
+
+def _peer() -> dict[str, Any]:
+    import tenseal_peer
+
+    measured: dict[str, Any] = tenseal_peer.measure(quick=False)
+    return measured
+
+
+# ---- all of it ----------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Measure what is missing, then write tables, plot and JSON; 1 if a check fails."""
+    options = _options()
+    folder = OUT / ("quick" if options.quick else "full")
+    names = QUICK_PARTS if options.quick else tuple(PARTS)
+    wanted = [name for name in names if name in (options.only or names)]
+    folder.mkdir(parents=True, exist_ok=True)
+    setting = Setting(options.workers, folder.resolve(), options.quick)
+    for name in wanted:
+        kept = folder / f"{name}.json"
+        if options.fresh or not kept.exists():
+            _write(kept, measure(name, setting))
+    parts = {name: json.loads(kept.read_text()) for name in names if (kept := folder / f"{name}.json").exists()}
+    document = ckks_report.document(parts, quick=options.quick)
+    if not options.quick and len(parts) == len(names):
+        publish(document)
+    if options.json:
+        _write(options.json, document)
+    print(ckks_report.text(document))
+    for check in document["checks"]:
+        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['value']} (bar {check['bar']})")
+    return 0 if all(check["ok"] for check in document["checks"]) else 1
+
+
+def measure(name: str, setting: Setting) -> dict[str, Any]:
+    """A part's raw samples, with when and for how long they were taken."""
+    _tell(f"{name} …")
+    began, start = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    found = PARTS[name](setting)
+    seconds = time.perf_counter() - start
+    _tell(f"{name}: {seconds:.0f} s")
+    return {"began": began.isoformat(timespec="seconds"), "part_s": seconds, "workers": setting.workers, **found}
+
+
+def publish(document: Mapping[str, Any]) -> None:
+    """What README shows and links to."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "ckks.md").write_text(ckks_report.text(document))
+    ckks_growth.draw(document["parts"]["growth"], RESULTS / "ckks_growth.png")
+    _write(RESULTS / "ckks.json", document)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small versions of most parts: a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: every core)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is kept")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

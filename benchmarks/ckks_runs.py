@@ -1,0 +1,202 @@
+"""Encrypted runs to measure: each in a process of its own, whose memory can be watched from outside.
+
+A run's peak then holds nothing that earlier ones left behind. Watching takes some of a core, so runs whose seconds are
+compared go unwatched.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+WATCH_S, WATCH_SHARE = 0.2, 0.03
+"""Memory is looked at so often, but for no more than this share of the time."""
+
+REFRESH_PROTOCOL, ONESHOT_PROTOCOL = "power-softmax-ckks", "power-softmax-ckks-oneshot"
+
+
+@dataclass(frozen=True)
+class Job:
+    """So many of a model's samples, from ``first`` on, under a protocol; ``workers`` None: every core."""
+
+    model: str
+    protocol: str
+    samples: int
+    first: int = 0
+    workers: int | None = None
+    layout: str = "auto"
+
+
+def apart(
+    work: Callable[..., Any], *arguments: Any, watched: bool = False, blas_threads: int | None = None
+) -> dict[str, Any]:
+    """What ``work`` returns as ``result``, its seconds, the load before and after, and where it is ``watched`` the peak
+    memory of all its processes; ``blas_threads`` where BLAS may not take every core.
+    """
+    before, start = os.getloadavg()[0], time.perf_counter()
+    with _environment(blas_threads), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        future = pool.submit(work, *arguments)
+        peak = _peak_bytes(future) if watched else None
+        result = future.result()
+    return {
+        "result": result,
+        "wall_s": time.perf_counter() - start,
+        "load": [before, os.getloadavg()[0]],
+        "peak_bytes": peak,
+    }
+
+
+def _peak_bytes(future: Future[Any]) -> int:
+    """The most that this process's descendants held together until the future was done."""
+    peak, pause_s = 0, WATCH_S
+    while not wait([future], timeout=pause_s).done:
+        start = time.perf_counter()
+        peak = max(peak, held_bytes(os.getpid()))
+        pause_s = max(WATCH_S, (time.perf_counter() - start) / WATCH_SHARE)
+    return peak
+
+
+def encrypted(job: Job) -> dict[str, Any]:
+    """Plan and run a job, and compare with the clear and the exact run; everything measured, as JSON."""
+    from secureattn import runs
+
+    plan, seconds = _planned(job)
+    inputs, labels = plan.model.samples(job.first + job.samples)
+    inputs, labels = inputs[job.first :], labels[job.first :]
+    before = held_bytes(os.getpid(), itself=True)
+    run = runs.execute(plan, inputs)
+    exact, clear = runs.clear_run(plan, inputs, exact=True), runs.clear_run(plan, inputs)
+    outputs = {"exact": exact.outputs, "clear": clear.outputs, "encrypted": run.outputs}
+    sent = {phase: run.ledger.total("bytes_sent", phase=phase) or 0 for phase in ("encrypt", "refresh", "decrypt")}
+    names = ("ct_products", "pt_products", "rotations", "relinearisations", "rescales", "refreshes", "rounds")
+    return {
+        **asdict(job),
+        **described(plan),
+        "plan_s": seconds,
+        "before_bytes": before,
+        "seconds": run.seconds(),
+        "counts": {name: run.total(name) for name in names},
+        "bytes": {"query": sent["encrypt"], "refresh": sent["refresh"], "result": sent["decrypt"]},
+        "accuracy": {name: float((scores.argmax(-1) == labels).mean()) for name, scores in outputs.items()},
+        "agreement": {name: runs.agreement(run.outputs, outputs[name]) for name in ("exact", "clear")},
+        "max_abs_error": {
+            "encryption": float(abs(run.outputs - clear.outputs).max()),
+            "approximation": float(abs(clear.outputs - exact.outputs).max()),
+        },
+        "escapes": dict(clear.escapes),
+    }
+
+
+def planned(job: Job) -> dict[str, Any]:
+    """The plan of a job that is not run."""
+    plan, seconds = _planned(job)
+    return {**asdict(job), **described(plan), "plan_s": seconds}
+
+
+def described(plan: Any) -> dict[str, Any]:
+    """What a plan chose and predicts."""
+    ckks, config, memory = plan.ckks, plan.model.config, getattr(plan.ckks, "memory", None)
+    return {
+        "shape": {name: getattr(config, name) for name in ("tokens", "features", "width", "heads", "hidden", "layers")},
+        "costs": plan.costs.source,
+        "workers": plan.workers,
+        "layout": ckks.layout,
+        "ring_degree": ckks.parameters.ring_degree,
+        "prime_bits": list(ckks.parameters.prime_bits),
+        "capacity": ckks.capacity,
+        "batches": ckks.batches,
+        "refresh_points": sorted(ckks.schedule),
+        "sizes": dict(ckks.sizes),
+        "predicted": dict(ckks.seconds),
+        "predicted_layouts": dict(ckks.predicted),
+        "predicted_peak_bytes": memory and memory.total,
+        "predicted_memory": memory and dict(memory.parts()),
+    }
+
+
+def computed(seconds: Mapping[str, float]) -> float:
+    """Seconds of what grows with the number of batches: all phases but set-up and keys."""
+    return sum(seconds.get(phase, 0.0) for phase in ("encrypt", "online", "refresh", "decrypt"))
+
+
+def held_bytes(pid: int, *, itself: bool = False) -> int:
+    """Bytes of memory that the descendants of a process hold together, and with ``itself`` the process too: each
+    page once, and files that live in memory alone.
+    """
+    family = ([pid] if itself else []) + list(_descendants(pid))
+    files = {key: size for one in family for key, size in _memory_files(one)}
+    return sum(map(_proportional_bytes, family)) + sum(files.values())
+
+
+def _planned(job: Job) -> tuple[Any, float]:
+    from secureattn import load_model, load_protocol
+    from secureattn.plan import make_plan
+
+    protocol = load_protocol(job.protocol)
+    protocol = replace(protocol, ckks=replace(protocol.ckks, layout=job.layout))
+    start = time.perf_counter()
+    plan = make_plan(load_model(job.model), protocol, samples=job.samples, workers=job.workers)
+    return plan, time.perf_counter() - start
+
+
+@contextmanager
+def _environment(blas_threads: int | None) -> Iterator[None]:
+    """BLAS reads how many threads it may use when a process loads it."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if blas_threads else ()
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: str(blas_threads) for name in names})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    parents = dict(filter(None, map(_parent, Path("/proc").iterdir())))
+    for one in parents:
+        at: int | None = parents[one]
+        while at is not None and at != pid:
+            at = parents.get(at)
+        if at == pid:
+            yield one
+
+
+def _parent(folder: Path) -> tuple[int, int] | None:
+    if not folder.name.isdigit():
+        return None
+    try:
+        return int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended
+        return None
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _memory_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """What worker processes send: written to and read from, not mapped, so no share of any process."""
+    try:
+        handles = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return
+    for handle in handles:
+        try:
+            if str(handle.readlink()).startswith("/memfd:"):
+                about = handle.stat()
+                yield (about.st_dev, about.st_ino), 512 * about.st_blocks
+        except OSError:
+            continue

@@ -1,0 +1,60 @@
+"""What ciphertexts a program holds at once, found by running it on no data.
+
+SEAL keeps freed memory for the next ciphertext of the same size and gives none back, so what counts is the most of each
+size that are alive at once. Objects of a symbolic run live as long as those of a run, as the program is the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from secureattn.backends.ckks.units import Path
+
+
+class Pools:
+    """Ciphertexts alive, by size in bytes, and the most there were; what is only held for a moment, and by workers."""
+
+    def __init__(self) -> None:
+        self.alive: Counter[int] = Counter()
+        self.most: Counter[int] = Counter()
+        self.messages = 0
+        self.worker = 0
+
+    def take(self, size: int) -> None:
+        """One more of a size."""
+        self.alive[size] += 1
+        self.most[size] = max(self.most[size], self.alive[size])
+
+    def give(self, size: int, times: int) -> None:
+        """So many fewer."""
+        self.alive[size] -= times
+
+    @property
+    def ciphertexts(self) -> int:
+        """Bytes that SEAL ends up with."""
+        return sum(size * count for size, count in self.most.items())
+
+
+class Held:
+    """Stands for a ciphertext's memory, as often as there are units like the one that made it; ``path`` names that."""
+
+    __slots__ = ("base", "path", "pools", "size", "times")
+
+    def __init__(self, pools: Pools, size: int, path: Path | None = None, base: Held | None = None) -> None:
+        self.pools = pools
+        self.size = size
+        self.path = path
+        self.base = base  # another name for memory that is held already
+        self.times = 0
+        if base is None:
+            self.again()
+
+    def again(self) -> None:
+        """Once more."""
+        if self.base is None:
+            self.times += 1
+            self.pools.take(self.size)
+
+    def __del__(self) -> None:
+        if self.times:
+            self.pools.give(self.size, self.times)
