@@ -102,8 +102,9 @@ def dense(setting: Setting) -> dict[str, Any]:
     """Images one by one; what the plan would have taken in the batch layout."""
     job = Job("digits-vit", REFRESH_PROTOCOL, 1, workers=setting.workers)
     batch = apart(planned, replace(job, layout="batch"))["result"]
-    runs = [apart(encrypted, replace(job, first=i)) for i in range(1 if setting.quick else SINGLE)]
-    return {"runs": runs, "watched": apart(encrypted, job, watched=True), "batch_plan": batch}
+    watched = apart(encrypted, job, watched=True)
+    runs = [watched] if setting.quick else [apart(encrypted, replace(job, first=i)) for i in range(SINGLE)]
+    return {"runs": runs, "watched": watched, "batch_plan": batch}
 
 
 def oneshot(setting: Setting) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def main() -> int:
     names = QUICK_PARTS if options.quick else tuple(PARTS)
     wanted = [name for name in names if name in (options.only or names)]
     folder.mkdir(parents=True, exist_ok=True)
-    setting = Setting(options.workers, folder.resolve(), options.quick)
+    setting = Setting(options.workers, folder, options.quick)
     for name in wanted:
         kept = folder / f"{name}.json"
         if options.fresh or not kept.exists():

@@ -17,7 +17,7 @@ from ckks_runs import REFRESH_PROTOCOL, Job, apart, computed, encrypted, planned
 
 from secureattn.nn.config import ModelConfig
 
-SEED, SAMPLES, CALIBRATION, MARGIN = 0, 1024, 512, 0.4
+SEED, CALIBRATION, MARGIN = 0, 512, 0.4
 QUERY_FACTOR = 0.3
 SLOTS = 1 << 13
 
@@ -40,7 +40,7 @@ LAYOUTS = {"batch": None, "dense": 1}
 
 
 def random_model(config: ModelConfig, folder: Path) -> Path:
-    """A model folder with random weights, calibrated ranges and random samples labelled by the exact run."""
+    """A model folder with random weights, calibrated ranges and a full batch of samples, labelled by the exact run."""
     from secureattn.nn.parameters import initial, save
     from secureattn.train.data import save_samples
     from secureattn.train.forward import forward, tensors, true_functions
@@ -54,7 +54,9 @@ def random_model(config: ModelConfig, folder: Path) -> Path:
             parameters[name] = QUERY_FACTOR * parameters[name]
     parameters = {name: value.astype(np.float32).astype(np.float64) for name, value in parameters.items()}
     rng = np.random.default_rng(SEED)
-    calibration, queries = (rng.uniform(-1, 1, (n, config.tokens, config.features)) for n in (CALIBRATION, SAMPLES))
+    calibration, queries = (
+        rng.uniform(-1, 1, (n, config.tokens, config.features)) for n in (CALIBRATION, full_batch(config))
+    )
     scores = forward(config, tensors(parameters), true_functions(config), queries).logits.detach().numpy()
     (place / "config.json").write_text(config.to_json())
     save(place / "model.safetensors", parameters)
@@ -71,12 +73,15 @@ def shaped(size: str, value: int) -> ModelConfig:
     return replace(BASE, name=f"{BASE.name}-{size}-{value}", **changed)
 
 
+def full_batch(config: ModelConfig) -> int:
+    """Queries that a ciphertext of the batch layout holds."""
+    return SLOTS // (1 << (config.tokens - 1).bit_length())
+
+
 def growth(folder: Path, workers: int, *, quick: bool) -> dict[str, Any]:
-    """Plans of every model in both layouts, and measured runs of some; quick: the ends of the series, planned."""
-    series = {
-        size: [(value, shaped(size, value)) for value in ((values[0], values[-1]) if quick else values)]
-        for size, values in SERIES.items()
-    }
+    """Plans of every model in both layouts, and measured runs of some; quick: the ends of one, planned."""
+    chosen = {"tokens": (SERIES["tokens"][0], SERIES["tokens"][-1])} if quick else SERIES
+    series = {size: [(value, shaped(size, value)) for value in values] for size, values in chosen.items()}
     configs = {config.name: config for members in series.values() for _, config in members}
     configs |= {} if quick else {config.name: config for config in MODELS}
     models = apart(_plans, list(configs.values()), folder, workers)["result"]
@@ -103,8 +108,7 @@ def _plans(configs: Sequence[ModelConfig], folder: Path, workers: int) -> dict[s
     for config in configs:
         place = str(random_model(config, folder))
         for layout, queries in LAYOUTS.items():
-            samples = queries or SLOTS // (1 << (config.tokens - 1).bit_length())
-            job = Job(place, REFRESH_PROTOCOL, samples, workers=workers, layout=layout)
+            job = Job(place, REFRESH_PROTOCOL, queries or full_batch(config), workers=workers, layout=layout)
             found: dict[str, Any] = {"job": asdict(job), "plan": None, "refused": None}
             try:
                 found["plan"] = planned(job)
@@ -172,7 +176,10 @@ def draw(part: Mapping[str, Any], path: Path) -> None:
                 _draw_series(axes, [(value, part["models"][name][layout]) for value, name in members], colour)
             axes.set(xscale="log", yscale="log", xlabel={"layers": "blocks"}.get(size, size))
             axes.set_xticks([value for value, _ in members], [str(value) for value, _ in members])
-            axes.minorticks_off()
+            axes.set_xticks([], minor=True)
+        ends = [end for axes in panels for end in axes.get_ylim()]
+        for axes in panels:
+            axes.set_ylim(min(ends), max(ends))
         panels[0].set_ylabel("seconds, encrypt … decrypt")
         _draw_agreement(last, part["models"], colours)
         handles = [last.plot([], [], color=colour, marker="o")[0] for colour in colours.values()]

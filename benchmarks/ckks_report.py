@@ -269,16 +269,14 @@ def _notes(document: Mapping[str, Any]) -> str:
     if "digits" in parts:
         used = sorted({run["costs"] for run in results(parts["digits"]["runs"])})
         notes.append(f"Predicted with {'; '.join(used)}. One worker has one core, BLAS included.")
+        loads = [load for run in parts["digits"]["runs"] for load in run["load"]]
+        notes.append(f"The machine's load was {min(loads):.1f} to {max(loads):.1f} around the batch runs.")
+    if "products" in parts:
+        notes.append("The loop encodes a weight, multiplies by it and adds, through the same bindings.")
     for one in results(parts["products"]["sizes"]) if "products" in parts else ():
         if one["loop_rows"] < one["size"]:
             notes.append(f"The {one['size']}×{one['size']} loop ran {one['loop_rows']} rows, and is scaled by rows.")
-    if "peer" in parts and "digits" in parts:
-        theirs = parts["peer"]["result"]
-        notes.append(
-            f"TenSEAL's own CKKSTensor would take {theirs['scaled_seconds']:,.0f} s for the {theirs['images']} images "
-            f"({peer_ratio(parts):.0f} times as long), with sums relinearised and rescaled once by hand "
-            f"{theirs['deferred']['scaled_seconds']:,.0f} s ({peer_ratio(parts, deferred=True):.0f} times)."
-        )
+    notes += [_peer_note(parts)] if "peer" in parts and "digits" in parts else []
     if "dense" in parts:
         batch = parts["dense"]["batch_plan"]["predicted"]
         notes.append(f"One image in the batch layout is predicted to take {batch['online']:.1f} s online.")
@@ -288,3 +286,13 @@ def _notes(document: Mapping[str, Any]) -> str:
             f"The one-round batch holds {capacity} images: 360 are real, the rest repeat one at the same cost."
         )
     return " ".join(notes) + "\n"
+
+
+def _peer_note(parts: Mapping[str, Part]) -> str:
+    theirs, ours = parts["peer"]["result"], results(parts["digits"]["runs"])[0]
+    return (
+        f"TenSEAL's own CKKSTensor would take {theirs['scaled_seconds']:,.0f} s for the {theirs['images']} images "
+        f"({peer_ratio(parts):.0f} times as long), with sums relinearised and rescaled once by hand "
+        f"{theirs['deferred']['scaled_seconds']:,.0f} s ({peer_ratio(parts, deferred=True):.0f} times). "
+        f"Its ciphertexts would hold {theirs['slots']:,} images at about the same cost, ours hold {ours['capacity']}."
+    )

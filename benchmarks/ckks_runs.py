@@ -71,7 +71,9 @@ def encrypted(job: Job) -> dict[str, Any]:
     inputs, labels = plan.model.samples(job.first + job.samples)
     inputs, labels = inputs[job.first :], labels[job.first :]
     before = held_bytes(os.getpid(), itself=True)
+    cpu = _cpu_s()
     run = runs.execute(plan, inputs)
+    cpu = _cpu_s() - cpu
     exact, clear = runs.clear_run(plan, inputs, exact=True), runs.clear_run(plan, inputs)
     outputs = {"exact": exact.outputs, "clear": clear.outputs, "encrypted": run.outputs}
     sent = {phase: run.ledger.total("bytes_sent", phase=phase) or 0 for phase in ("encrypt", "refresh", "decrypt")}
@@ -82,6 +84,7 @@ def encrypted(job: Job) -> dict[str, Any]:
         "plan_s": seconds,
         "before_bytes": before,
         "seconds": run.seconds(),
+        "cpu_s": cpu,
         "counts": {name: run.total(name) for name in names},
         "bytes": {"query": sent["encrypt"], "refresh": sent["refresh"], "result": sent["decrypt"]},
         "accuracy": {name: float((scores.argmax(-1) == labels).mean()) for name, scores in outputs.items()},
@@ -92,6 +95,11 @@ def encrypted(job: Job) -> dict[str, Any]:
         },
         "escapes": dict(clear.escapes),
     }
+
+
+def _cpu_s() -> float:
+    """Seconds that this process and the children it waited for have had a core."""
+    return sum(os.times()[:4])
 
 
 def planned(job: Job) -> dict[str, Any]:

@@ -322,9 +322,7 @@ def _named(options: Options) -> tuple[Model, Protocol]:
 def _make_plan(options: Options, model: Model, protocol: Protocol, samples: int, tell: Progress) -> Plan:
     from secureattn.plan import make_plan
 
-    return make_plan(
-        model, protocol, samples=samples, workers=options.workers, progress=lambda text: tell(text, 0, 0)
-    )
+    return make_plan(model, protocol, samples=samples, workers=options.workers, progress=lambda text: tell(text, 0, 0))
 
 
 def _sampled(options: Options, tell: Progress) -> tuple[Plan, Array, Any]:

@@ -19,7 +19,8 @@ from secureattn.approx.attention.softmax import softmax
 from secureattn.approx.layernorm import layernorm
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import BatchTensor
-from secureattn.backends.ckks.machine import Cipher, Machine, OutOfLevels
+from secureattn.backends.ckks.cipher import Cipher, OutOfLevels
+from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import CkksParameters, chain, most_levels
 from secureattn.backends.ckks.roles import MaskedRefresh, pack
 from secureattn.backends.symbolic import SymbolicCkks

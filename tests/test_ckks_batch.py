@@ -17,8 +17,9 @@ from secureattn.approx.attention.power_softmax import power_softmax
 from secureattn.approx.attention.softmax import softmax
 from secureattn.approx.layernorm import rmsnorm
 from secureattn.backends.ckks.backend import CkksBackend
+from secureattn.backends.ckks.cipher import Cipher, NullDevice, OutOfLevels
 from secureattn.backends.ckks.layout import baby_steps
-from secureattn.backends.ckks.machine import Cipher, Machine, NullDevice, OutOfLevels
+from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import chain
 from secureattn.backends.ckks.roles import pack, unpack
 from secureattn.backends.symbolic import SymbolicCkks

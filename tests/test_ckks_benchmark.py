@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,7 @@ def run(model: str = "digits-vit", **changed: Any) -> dict[str, Any]:
         "agreement": {"exact": 1.0, "clear": 1.0},
         "max_abs_error": {"encryption": 1e-6, "approximation": 1e-3},
     }
-    return {"result": {**result, **changed}, "peak_bytes": 2_000_000_000}
+    return {"result": {**result, **changed}, "peak_bytes": 2_000_000_000, "load": [0.5, 2.0]}
 
 
 def slower(factor: float) -> dict[str, float]:
@@ -88,7 +89,9 @@ def good_parts(modules: dict[str, ModuleType]) -> dict[str, Any]:
         "primitives": {"result": {"16384": {"8": {"additions": 1.0, "rotations": 33.0}, "0": {"additions": 0.1}}}},
         "products": {"sizes": [product(64, 1.0), product(256, 0.6)]},
         "digits": {"runs": [single, run(), single, run()], "watched": run()},
-        "peer": {"result": {"images": 360, "scaled_seconds": 1100.0, "deferred": {"scaled_seconds": 550.0}}},
+        "peer": {
+            "result": {"images": 360, "slots": 8192, "scaled_seconds": 1100.0, "deferred": {"scaled_seconds": 550.0}}
+        },
         "dense": {"runs": [one] * 5, "watched": one, "batch_plan": {"predicted": dict(PHASES)}},
         "oneshot": {"runs": [whole], "watched": whole},
         "growth": {"series": {}, "models": models},
@@ -165,6 +168,7 @@ def test_tables_hold_the_figures(modules: dict[str, ModuleType]) -> None:
     assert "| rotations | 33 | -- |" in text
     assert "| query bytes an image | 10 B | 10 B | 3.52 KiB | 10 B |" in text
     assert "would take 1,100 s for the 360 images (100 times as long)" in text
+    assert "load was 0.5 to 2.0 around" in text
     assert "The 256×256 loop ran 8 rows" in text
 
 
@@ -213,6 +217,20 @@ def test_memory_of_children_is_seen(modules: dict[str, ModuleType]) -> None:
     assert held(os.getpid(), itself=True) > before + 50 * MIB
 
 
+def test_work_runs_apart(modules: dict[str, ModuleType]) -> None:
+    apart = modules["ckks_runs"].apart
+    before = dict(os.environ)
+    alone = apart(os.getenv, "OMP_NUM_THREADS", blas_threads=1)
+    assert (alone["result"], alone["peak_bytes"]) == ("1", None)
+    assert dict(os.environ) == before
+    watched = apart(time.sleep, 1.0, watched=True)
+    assert watched["result"] is None
+    assert watched["wall_s"] >= 1
+    assert watched["peak_bytes"] > MIB
+    with pytest.raises(ZeroDivisionError):
+        apart(divmod, 1, 0, watched=True)
+
+
 def test_both_ways_of_a_product_are_the_same(modules: dict[str, ModuleType]) -> None:
     found = modules["ckks"]._products(modules["ckks"].Size(5, 1 << 13, 2, rows=3, turns=1))
     assert found["residues_that_differ"] == 0
@@ -234,6 +252,7 @@ def test_random_models_are_whole_and_sane(modules: dict[str, ModuleType], tmp_pa
         model, protocol = load_model(places[0]), load_protocol("power-softmax-ckks")
         assert max(high / low for low, high in model.ranges.domains.values() if low > 0) < 100
         inputs, labels = model.samples()
+        assert len(inputs) == growth.full_batch(config) == 8192 // config.tokens
         plan = Plan(model, protocol, len(inputs), protocol.realisations(model))
         exact, clear = runs.clear_run(plan, inputs, exact=True), runs.clear_run(plan, inputs)
         assert (exact.outputs.argmax(-1) == labels).all()

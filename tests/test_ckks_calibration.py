@@ -115,9 +115,12 @@ def test_levels_to_measure_at_include_both_ends() -> None:
 # ---- measuring --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def bench() -> object:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Little is measured, and quickly."""
     primitives = pytest.importorskip("secureattn.backends.ckks.primitives")
+    monkeypatch.setattr(primitives, "_COLD_BYTES", 1 << 20)
+    monkeypatch.setattr(primitives, "_HELD_MIB", 64)
     return primitives.Bench.made(chain(1 << 13, 2))
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secureattn.backends.ckks import gemm
-from secureattn.backends.ckks.cipher import Cipher
+from secureattn.backends.ckks.cipher import Cipher, NullDevice
 from secureattn.backends.ckks.costs import TYPICAL, Costs
-from secureattn.backends.ckks.machine import Machine, NullDevice
+from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import chain, is_prime
 from secureattn.events import Recorder
 

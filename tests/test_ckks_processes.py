@@ -238,26 +238,6 @@ def test_an_error_of_the_parent_ends_its_children(error: type[BaseException]) ->
     assert not running(pids[1])
 
 
-def test_a_fork_that_fails_ends_those_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    pids, fork = Shared(1), os.fork
-    calls: list[int] = []
-
-    def second_fails() -> int:
-        calls.append(1)
-        if len(calls) == 2:
-            wait_for(lambda: pids[0] != 0)
-            raise BlockingIOError("no more processes")
-        return fork()
-
-    monkeypatch.setattr(processes.os, "fork", second_fails)
-    before = open_files()
-    with pytest.raises(BlockingIOError):
-        shared(lambda: None, [sleeping(pids, 0), told("never")])
-    assert not running(pids[0])
-    for name in set(open_files()) - set(before):  # of the one that was never started
-        os.close(int(name))
-
-
 def test_ctrl_c_ends_a_whole_run(tmp_path: Path) -> None:
     """From a terminal, which interrupts parent and children alike: the parent ends them, and says so once."""
     script = tmp_path / "script.py"

@@ -169,6 +169,14 @@ rounds = 1
         ),
         (('kind = "chebyshev", degree = 15', 'kind = "exact", degree = 3'), ["gelu: exact takes no option 'degree'"]),
         (('refresh = "client"', 'refresh = "none"\nscale_bits = 40.5'), ["ckks.scale_bits must be a whole number"]),
+        *(
+            (
+                ('refresh = "client"', f"scale_bits = {scales}"),
+                ["ckks.scale_bits must be a whole number from 30 to 50, or"],
+            )
+            for scales in ("[44, 36]", "[36, 40, 44]", "[29, 40]", "[40, 51]", "[36, true]")
+        ),
+        (('refresh = "client"', 'layout = "tiled"'), ['ckks.layout must be "auto", "batch" or "dense", not \'tiled\'']),
         (('refresh = "client"', "refresh = true"), ['ckks.refresh must be "client" or "none", not True']),
     ],
 )
@@ -178,6 +186,14 @@ def test_one_violation(write: Write, change: tuple[str, str], says: list[str]) -
     assert len(error.violations) == len(says), error.violations
     for violation, sentence in zip(error.violations, says, strict=True):
         assert sentence in violation
+
+
+@pytest.mark.parametrize(
+    ("scales", "expected"), [("38", [38]), ("[38]", [38]), ("[38, 40]", [38, 39, 40]), ("[30, 50]", [*range(30, 51)])]
+)
+def test_scales_to_choose_from(write: Write, scales: str, expected: list[int]) -> None:
+    protocol = load_protocol(write(GOOD.replace('refresh = "client"', f"scale_bits = {scales}")))
+    assert list(protocol.ckks.scales) == expected
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,7 @@ class Unlimited:
     def slots(self) -> int:
         """N/2."""
         return self.ring_degree // 2
+
+    def key_bytes(self) -> int:
+        """None are made."""
+        return 0

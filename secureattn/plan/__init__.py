@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from secureattn.backends.ckks import processes
+from secureattn.backends.ckks import calibration, processes
+from secureattn.backends.ckks.costs import TYPICAL
 from secureattn.errors import CapabilityError, PlanError
 from secureattn.nn.model import Model
 from secureattn.plan.base import CkksPlan, MpcPlan, Plan, party_name
@@ -45,7 +46,8 @@ def make_plan(
         raise PlanError(f"a plan needs at least 1 sample, not {samples}")
     realisations = protocol.realisations(model)
     warnings = tuple(w for w in (protocol.mpc.warning if protocol.engine == "crypten" else None,) if w)
-    draft = Plan(model, protocol, samples, realisations, workers=workers, warnings=warnings)
+    costs = calibration.current() if protocol.engine == "ckks" else TYPICAL
+    draft = Plan(model, protocol, samples, realisations, workers=workers, costs=costs, warnings=warnings)
     _check_capabilities(draft)
     if protocol.engine == "ckks":
         return replace(draft, ckks=plan_ckks(draft, progress or (lambda _: None)))

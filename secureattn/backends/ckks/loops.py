@@ -197,14 +197,15 @@ class Loops:
         alone = self.recorder.modelled_s - before
         share = math.ceil(len(results) / workers) / len(results)
         sent = (1 - share) * sum(c.size * (c.level + 1) for c in results) * 2 * self.slots
-        seconds = self.costs.sharing_s(share * alone, workers, round(sent))
+        assert self.worth is not None
+        assert self.pools is not None
+        held = self.pools.alive_bytes + self.key_bytes
+        seconds = self.costs.sharing_s(share * alone, workers, round(sent), held)
         if seconds < alone:
-            assert self.worth is not None
-            assert self.pools is not None
             self.worth.add(loop)
             self.recorder.rewind(before + seconds)
-            held = sum(c.size * (c.level + 1) for c in results) * 16 * self.slots
-            self.pools.worker = max(self.pools.worker, round(share * held))
+            made = sum(c.size * (c.level + 1) for c in results) * 16 * self.slots
+            self.pools.worker = max(self.pools.worker, round(share * made))
 
     # ---- processes ------------------------------------------------------------------------------------------
 
@@ -229,6 +230,11 @@ class Loops:
     @property
     def slots(self) -> int:
         """Numbers in a ciphertext."""
+        raise NotImplementedError
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of the keys that were used so far."""
         raise NotImplementedError
 
     def _parcel(self, run: Callable[[Numbered[Item]], list[Cipher]], share: Numbered[Item]) -> processes.Parcel:

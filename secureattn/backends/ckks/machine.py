@@ -8,53 +8,22 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from secureattn.backends.ckks import gemm
-from secureattn.backends.ckks.cipher import Cipher, Device, NullDevice, OutOfLevels, Slots, Vector
-from secureattn.backends.ckks.costs import TYPICAL, Costs
-from secureattn.backends.ckks.loops import Loops
-from secureattn.backends.ckks.parameters import CkksParameters
+from secureattn.backends.ckks.cipher import Cipher, NullDevice, OutOfLevels, Slots, Vector
+from secureattn.backends.ckks.counting import Counting
 from secureattn.backends.ckks.pools import Held
-from secureattn.backends.ckks.units import Path
-from secureattn.events import Recorder
-
-__all__ = ["Cipher", "Device", "Machine", "NullDevice", "OutOfLevels", "Slots", "Vector"]
 
 _SAME_SCALE = 2.0**-40  # relative; the evaluator refuses to add what is further apart
 
 
-class Machine(Loops):
+class Machine(Counting):
     """Levels, scales and counts around a device."""
-
-    def __init__(
-        self,
-        parameters: CkksParameters,
-        device: Device,
-        recorder: Recorder,
-        *,
-        ceilings: Mapping[Path, int] | None = None,
-        workers: int = 1,
-        worth: Iterable[Path] | None = None,
-        costs: Costs = TYPICAL,
-    ) -> None:
-        super().__init__(device, recorder, ceilings=ceilings, workers=workers, worth=worth, costs=costs)
-        self.parameters = parameters
-
-    @property
-    def slots(self) -> int:
-        """Numbers in a ciphertext, N/2."""
-        return self.parameters.slots
-
-    def made(self, level: int, scale: float, size: int = 2, data: Any = None) -> Cipher:
-        """A new ciphertext; a planner notes the memory it takes."""
-        if self.pools is not None:
-            data = Held(self.pools, 16 * self.slots * (level + 1) * size)
-        return Cipher(level, scale, size, data)
 
     # ---- sums -----------------------------------------------------------------------------------------------
 
@@ -62,8 +31,9 @@ class Machine(Loops):
         """a + b at a level, the lower one's unless given; brought to it and to a common scale first, exactly."""
         a, b = self.matched(a, b, level)
         self._reads(a, b)
-        data = self._run("additions", a.level, lambda: self.device.add(a.data, b.data))
-        return self.made(a.level, a.scale, max(a.size, b.size), data)
+        size = max(a.size, b.size)
+        data = self._run("additions", a.level, lambda: self.device.add(a.data, b.data), costs=size / 2)
+        return self.made(a.level, a.scale, size, data)
 
     def negate(self, a: Cipher) -> Cipher:
         """−a."""
@@ -154,8 +124,9 @@ class Machine(Loops):
         rest = iter(parts)
         total = next(rest)
         for part in rest:
-            data = self._run("additions", total.level, functools.partial(self.device.accumulate, total.data, part.data))
-            total = Cipher(total.level, total.scale, max(total.size, part.size), data or total.data)
+            add, size = functools.partial(self.device.accumulate, total.data, part.data), max(total.size, part.size)
+            data = self._run("additions", total.level, add, costs=size / 2)
+            total = Cipher(total.level, total.scale, size, data or total.data)
         return total
 
     def _encoded(self, vector: Vector, level: int, scale: float) -> Any:
@@ -175,7 +146,8 @@ class Machine(Loops):
         x, y = self.dropped(a, level), self.dropped(b, level)
         self._reads(x, y)
         if a is b:
-            data = self._run("ct_products", level, lambda: self.device.square(x.data))
+            less = self.modelled("squares", level) / self.modelled("ct_products", level)
+            data = self._run("ct_products", level, lambda: self.device.square(x.data), costs=less)
         else:
             data = self._run("ct_products", level, lambda: self.device.multiply(x.data, y.data))
         return self.made(level, a.scale * b.scale, 3, data)
@@ -313,38 +285,5 @@ class Machine(Loops):
     def rerandomised(self, a: Cipher) -> Cipher:
         """The same value under fresh randomness, for ciphertexts that leave the evaluator."""
         self._reads(a)
-        return self._like(a, self._run("additions", a.level, lambda: self.device.rerandomise(a.data)))
-
-    # ---- counting -------------------------------------------------------------------------------------------
-
-    def _like(self, a: Cipher, data: Any) -> Cipher:
-        return self.made(a.level, a.scale, a.size, data)
-
-    def _run(self, name: str, level: int, compute: Callable[[], Any]) -> Any:
-        if self.recorder.modelled:
-            return self.count(name, level)
-        start = time.perf_counter()
-        result = compute()
-        self.recorder.primitive(name, seconds=time.perf_counter() - start)
-        return result
-
-    def count(self, name: str, level: int, times: int = 1, *, seconds: float | None = None) -> None:
-        """Count without measuring; on a modelled recorder at the modelled cost, or the one given."""
-        if self.demand is None:
-            self.recorder.primitive(name, times=times)
-            return
-        spent = self.modelled(name, level, times) if seconds is None else seconds
-        self.demand.spend(self.place.path, name, level, spent)
-        self.recorder.primitive(name, times=times, seconds=spent)
-
-    def modelled(self, name: str, level: int, times: int = 1) -> float:
-        """Modelled seconds of primitives at a level."""
-        return times * self.costs.primitive_s(name, self.parameters.ring_degree, level + 1)
-
-    def _spent(self, name: str, start: float) -> None:
-        self.recorder.primitive(name, times=0, seconds=time.perf_counter() - start)
-
-    def _reads(self, *operands: Cipher) -> None:
-        if self.demand is not None:
-            for a in operands:
-                self.uses(a, a.level)
+        more = self.modelled("encryptions", a.level) / self.modelled("additions", a.level)
+        return self._like(a, self._run("additions", a.level, lambda: self.device.rerandomise(a.data), costs=more))

@@ -30,6 +30,11 @@ class Pools:
         self.alive[size] -= times
 
     @property
+    def alive_bytes(self) -> int:
+        """Bytes held now."""
+        return sum(size * count for size, count in self.alive.items())
+
+    @property
     def ciphertexts(self) -> int:
         """Bytes that SEAL ends up with."""
         return sum(size * count for size, count in self.most.items())

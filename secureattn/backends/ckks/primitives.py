@@ -31,9 +31,10 @@ from secureattn.backends.ckks.seal import Ciphertext
 Progress = Callable[[str, int, int], None]
 Rates = dict[str, float]
 
-_COLD_BYTES = 1 << 23  # more than a core has caches of its own
+_COLD_BYTES = 1 << 25  # more than a core caches, of memory and of its pages' addresses
 _MOST_LEVELS = 7  # to measure at; on chains with more, some are left out
 _SHAPES = ((32, 32), (96, 32), (32, 96), (96, 96))  # [Dout, Din] of matrix products
+_SPARE = 3
 _SHARED_LEVEL = 2
 _REWEIGHTED = 20  # times
 _CLOSE = 0.05  # relative errors up to which squares count
@@ -250,7 +251,7 @@ def _median(
     items: Sequence[Any],
     prepare: Callable[[Any], Any] = lambda item: item,
     *,
-    least: int = 5,
+    least: int = 7,
     enough_s: float = 0.06,
 ) -> float:
     """Median seconds of ``compute`` of the items in turn, so often and so long at least; ``prepare`` is not timed.
@@ -272,8 +273,8 @@ def _median(
 
 
 def _warm(make: Callable[[Any], Any], items: Sequence[Any]) -> None:
-    """Make and drop as many results as will be kept: memory that a process uses for the first time is slower."""
-    _ = [make(item) for item in items]
+    """Make and drop more results than will be kept: memory that a process uses for the first time is slower."""
+    _ = [make(item) for item in [*items, *items[:_SPARE]]]
 
 
 def _children_s() -> float:

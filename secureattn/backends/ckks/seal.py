@@ -22,6 +22,7 @@ from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.errors import INSTALL, EngineError, InputError
 
 try:
+    import threadpoolctl
     import zstandard
     from tenseal import sealapi
 except ModuleNotFoundError as error:
@@ -36,6 +37,7 @@ Ciphertext = Any
 """A ``tenseal.sealapi.Ciphertext``; tenseal has no stubs."""
 
 _SEED_MARKER = np.uint64(2**64 - 1)
+BLAS = threadpoolctl.ThreadpoolController()
 _LOAD_ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)  # what SEAL throws at bad files
 
 
