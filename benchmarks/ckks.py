@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -73,11 +74,11 @@ def primitives(setting: Setting) -> dict[str, Any]:
 def products(setting: Setting) -> dict[str, Any]:
     """Plain weights times ciphertexts, as one matrix product and as a loop, in turn on one core."""
     sizes = QUICK_PRODUCTS if setting.quick else PRODUCTS
-    return {"sizes": [apart(_products, size, blas_threads=1) for size in sizes]}
+    return {"sizes": [apart(_products, size) for size in sizes]}
 
 
 def digits(setting: Setting) -> dict[str, Any]:
-    """The whole test set under refresh, by one process on one core and by all, in turn, and once more to watch its
+    """The whole test set under refresh, by one process and by all, in turn, and once more to watch its
     memory; quick: a tiny model, once.
     """
     if setting.quick:
@@ -89,7 +90,7 @@ def digits(setting: Setting) -> dict[str, Any]:
     for turn in range(TURNS):
         for workers in dict.fromkeys((1, setting.workers)):
             _tell(f"digits: turn {turn + 1}, {workers} workers")
-            runs.append(apart(encrypted, replace(job, workers=workers), blas_threads=1 if workers == 1 else None))
+            runs.append(apart(encrypted, replace(job, workers=workers)))
     return {"runs": runs, "watched": watched}
 
 
@@ -236,7 +237,18 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     found = PARTS[name](setting)
     seconds = time.perf_counter() - start
     _tell(f"{name}: {seconds:.0f} s")
-    return {"began": began.isoformat(timespec="seconds"), "part_s": seconds, "workers": setting.workers, **found}
+    about = {"commit": _commit(), "began": began.isoformat(timespec="seconds"), "part_s": seconds}
+    return {**about, "workers": setting.workers, **found}
+
+
+def _commit() -> str | None:
+    """The revision that is measured, where git knows."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def publish(document: Mapping[str, Any]) -> None:

@@ -178,12 +178,16 @@ def draw(part: Mapping[str, Any], path: Path) -> None:
             axes.set_xticks([value for value, _ in members], [str(value) for value, _ in members])
             axes.set_xticks([], minor=True)
         ends = [end for axes in panels for end in axes.get_ylim()]
+        ticks = [s for s in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if min(ends) <= s <= max(ends)]
         for axes in panels:
             axes.set_ylim(min(ends), max(ends))
+            axes.set_yticks(ticks, [f"{s:g}" for s in ticks])
+            axes.set_yticks([], minor=True)
         panels[0].set_ylabel("seconds, encrypt … decrypt")
         _draw_agreement(last, part["models"], colours)
         handles = [last.plot([], [], color=colour, marker="o")[0] for colour in colours.values()]
-        panels[0].legend(handles, ["a full batch of queries", "one query, dense layout"], fontsize=8)
+        labels = ["a full batch of queries, batch layout", "one query, dense layout"]
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
         figure.suptitle("digits-vit's shape with one size varied: predicted (lines) and measured (dots)", fontsize=11)
         save(figure, path)
 

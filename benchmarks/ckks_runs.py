@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,14 +33,12 @@ class Job:
     layout: str = "auto"
 
 
-def apart(
-    work: Callable[..., Any], *arguments: Any, watched: bool = False, blas_threads: int | None = None
-) -> dict[str, Any]:
+def apart(work: Callable[..., Any], *arguments: Any, watched: bool = False) -> dict[str, Any]:
     """What ``work`` returns as ``result``, its seconds, the load before and after, and where it is ``watched`` the peak
-    memory of all its processes; ``blas_threads`` where BLAS may not take every core.
+    memory of all its processes.
     """
     before, start = os.getloadavg()[0], time.perf_counter()
-    with _environment(blas_threads), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         future = pool.submit(work, *arguments)
         peak = _peak_bytes(future) if watched else None
         result = future.result()
@@ -110,7 +107,7 @@ def planned(job: Job) -> dict[str, Any]:
 
 def described(plan: Any) -> dict[str, Any]:
     """What a plan chose and predicts."""
-    ckks, config, memory = plan.ckks, plan.model.config, getattr(plan.ckks, "memory", None)
+    ckks, config, memory = plan.ckks, plan.model.config, plan.ckks.memory
     return {
         "shape": {name: getattr(config, name) for name in ("tokens", "features", "width", "heads", "hidden", "layers")},
         "costs": plan.costs.source,
@@ -124,8 +121,8 @@ def described(plan: Any) -> dict[str, Any]:
         "sizes": dict(ckks.sizes),
         "predicted": dict(ckks.seconds),
         "predicted_layouts": dict(ckks.predicted),
-        "predicted_peak_bytes": memory and memory.total,
-        "predicted_memory": memory and dict(memory.parts()),
+        "predicted_peak_bytes": memory.total,
+        "predicted_memory": dict(memory.parts()),
     }
 
 
@@ -152,20 +149,6 @@ def _planned(job: Job) -> tuple[Any, float]:
     start = time.perf_counter()
     plan = make_plan(load_model(job.model), protocol, samples=job.samples, workers=job.workers)
     return plan, time.perf_counter() - start
-
-
-@contextmanager
-def _environment(blas_threads: int | None) -> Iterator[None]:
-    """BLAS reads how many threads it may use when a process loads it."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if blas_threads else ()
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: str(blas_threads) for name in names})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
 
 
 def _descendants(pid: int) -> Iterator[int]:

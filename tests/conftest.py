@@ -3,6 +3,7 @@ machine change no test.
 """
 
 import os
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -13,5 +14,5 @@ settings.load_profile("fixed")
 
 def pytest_configure(config: pytest.Config) -> None:
     """A cache folder of the tests' own, for the commands they run as well."""
-    if config.cache is not None:
-        os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
+    cache = getattr(config, "cache", None)
+    os.environ["XDG_CACHE_HOME"] = str(cache.mkdir("home")) if cache is not None else tempfile.mkdtemp()

@@ -17,7 +17,7 @@ from secureattn.approx.attention.power_softmax import power_softmax
 from secureattn.approx.attention.softmax import softmax
 from secureattn.approx.layernorm import rmsnorm
 from secureattn.backends.ckks.backend import CkksBackend
-from secureattn.backends.ckks.cipher import Cipher, NullDevice, OutOfLevels
+from secureattn.backends.ckks.cipher import NullDevice, OutOfLevels
 from secureattn.backends.ckks.layout import baby_steps
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import chain
@@ -421,15 +421,15 @@ def test_a_sum_of_two_scales_needs_a_level() -> None:
     """At one level only a multiplication by 1 brings two scales together; from a higher level it costs none of it."""
     machine = SymbolicCkks(SHALLOW, tokens=4).machine
     with machine.recorder.op("add"):
-        low, other = Cipher(0, 2.0**40, 2, None), Cipher(0, 1.5 * 2.0**40, 2, None)
+        low, other = machine.made(0, 2.0**40), machine.made(0, 1.5 * 2.0**40)
         with pytest.raises(OutOfLevels, match=r"^a sum of two scales needs 1 level, 0 remain at "):
             machine.add(low, other)
-        total = machine.add(low, Cipher(2, 1.5 * 2.0**40, 2, None))
+        total = machine.add(low, machine.made(2, 1.5 * 2.0**40))
         assert (total.level, total.scale) == (0, low.scale)
-        total = machine.add(Cipher(1, 2.0**40, 2, None), Cipher(1, 1.5 * 2.0**40, 2, None))
+        total = machine.add(machine.made(1, 2.0**40), machine.made(1, 1.5 * 2.0**40))
         assert (total.level, total.scale) == (0, SHALLOW.scales[0])
-        nearly = Cipher(1, 2.0**40 * (1 + 2.0**-36), 2, None)  # further apart than SEAL's side adds
-        assert machine.add(Cipher(1, 2.0**40, 2, None), nearly).level == 0
+        nearly = machine.made(1, 2.0**40 * (1 + 2.0**-36))  # further apart than SEAL's side adds
+        assert machine.add(machine.made(1, 2.0**40), nearly).level == 0
 
 
 def test_out_of_levels_says_how_many_are_needed_and_left() -> None:

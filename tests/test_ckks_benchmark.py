@@ -42,7 +42,7 @@ def run(model: str = "digits-vit", **changed: Any) -> dict[str, Any]:
         "costs": "typical costs",
         "seconds": dict(PHASES),
         "predicted": {**PHASES, "online": 7.5},
-        "predicted_peak_bytes": None,
+        "predicted_peak_bytes": 2_200_000_000,
         "counts": {"rounds": 5, "ct_products": 100},
         "bytes": {"query": 3600, "refresh": 36000, "result": 360},
         "accuracy": {"exact": 0.98, "clear": 0.98, "encrypted": 0.98},
@@ -85,17 +85,24 @@ def good_parts(modules: dict[str, ModuleType]) -> dict[str, Any]:
         }
         for config in modules["ckks_growth"].MODELS
     }
-    return {
+    parts = {
         "primitives": {"result": {"16384": {"8": {"additions": 1.0, "rotations": 33.0}, "0": {"additions": 0.1}}}},
         "products": {"sizes": [product(64, 1.0), product(256, 0.6)]},
         "digits": {"runs": [single, run(), single, run()], "watched": run()},
         "peer": {
-            "result": {"images": 360, "slots": 8192, "scaled_seconds": 1100.0, "deferred": {"scaled_seconds": 550.0}}
+            "result": {
+                "images": 360,
+                "slots": 8192,
+                "validation": {"ratio": 1.1},
+                "scaled_seconds": 1100.0,
+                "deferred": {"scaled_seconds": 550.0},
+            }
         },
         "dense": {"runs": [one] * 5, "watched": one, "batch_plan": {"predicted": dict(PHASES)}},
         "oneshot": {"runs": [whole], "watched": whole},
         "growth": {"series": {}, "models": models},
     }
+    return {name: {"commit": "abc1234", **part} for name, part in parts.items()}
 
 
 # ---- checks -----------------------------------------------------------------------------------------------------
@@ -105,7 +112,7 @@ def test_every_figure_has_a_bar(modules: dict[str, ModuleType]) -> None:
     found = modules["ckks_report"].checks(good_parts(modules), quick=False)
     assert all(set(check) == {"name", "value", "bar", "ok"} for check in found)
     assert [check for check in found if not check["ok"]] == []
-    assert len({check["name"] for check in found}) == len(found) == 31
+    assert len({check["name"] for check in found}) == len(found) == 34
     values = {check["name"]: check["value"] for check in found}
     assert values["64×64 weights: times faster than multiply_plain and add"] == 64 / 8 / 2
     assert values["256×256 weights: times faster than multiply_plain and add"] == pytest.approx(0.6 * 256 / 8 / 2)
@@ -155,7 +162,7 @@ def test_parts_that_are_missing_have_no_checks(modules: dict[str, ModuleType]) -
     parts = good_parts(modules)
     assert modules["ckks_report"].checks({"peer": parts["peer"]}, quick=False) == []
     quick = modules["ckks_report"].checks({"digits": parts["digits"]}, quick=True)
-    assert len(quick) == 4
+    assert len(quick) == 5
     assert not any("times" in check["name"] or "online" in check["name"] for check in quick)
 
 
@@ -169,6 +176,10 @@ def test_tables_hold_the_figures(modules: dict[str, ModuleType]) -> None:
     assert "| query bytes an image | 10 B | 10 B | 3.52 KiB | 10 B |" in text
     assert "would take 1,100 s for the 360 images (100 times as long)" in text
     assert "load was 0.5 to 2.0 around" in text
+    assert "A whole run on fewer tokens took 1.10 times" in text
+    assert "Provisional" not in text
+    document["parts"]["peer"]["commit"] = "abc1234-dirty"
+    assert "parts come from different revisions (abc1234; abc1234-dirty)" in modules["ckks_report"].text(document)
     assert "The 256×256 loop ran 8 rows" in text
 
 
@@ -219,10 +230,8 @@ def test_memory_of_children_is_seen(modules: dict[str, ModuleType]) -> None:
 
 def test_work_runs_apart(modules: dict[str, ModuleType]) -> None:
     apart = modules["ckks_runs"].apart
-    before = dict(os.environ)
-    alone = apart(os.getenv, "OMP_NUM_THREADS", blas_threads=1)
-    assert (alone["result"], alone["peak_bytes"]) == ("1", None)
-    assert dict(os.environ) == before
+    alone = apart(divmod, 7, 2)
+    assert (alone["result"], alone["peak_bytes"]) == ((3, 1), None)
     watched = apart(time.sleep, 1.0, watched=True)
     assert watched["result"] is None
     assert watched["wall_s"] >= 1

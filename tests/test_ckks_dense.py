@@ -73,7 +73,7 @@ class ClearDevice:
     def add(self, a: Array, b: Array) -> Array:
         return a + b
 
-    add_constant = add_vector = add
+    accumulate = add_constant = add_vector = add
 
     def negate(self, a: Array) -> Array:
         return -a

@@ -26,7 +26,7 @@ from secureattn.errors import CapabilityError, EngineError, InputError, PlanErro
 pytestmark = pytest.mark.skipif(not processes.available(), reason="processes share work on Linux only")
 needs_tenseal = pytest.mark.skipif(importlib.util.find_spec("tenseal") is None, reason="TenSEAL is not installed")
 
-FOREVER_S = 600
+FOREVER_S = 60
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,7 @@ ENCRYPTED = ("square_scaled", "inline", "gaussian")
 SHALLOW = ("scaled", "linear", "square_scaled", "inline", "taylor", "spherical")
 """Those that fit one modulus without a refresh."""
 
-CKKS_ERROR = 2e-7  # of those encrypted in every test run; measured 3.2e-8
+CKKS_ERROR = 1e-6  # of those encrypted in every test run; measured 3.3e-7, in the dense layout
 CKKS_ERROR_DEEP = 1e-5
 MPC_ERROR = {"kernelized_rpe": 6e-4, "quad": 5e-4}  # they divide by up to 60 and 270
 MPC_ERROR_ELSEWHERE = 2e-4  # measured 5.3e-5 at most
@@ -316,7 +316,8 @@ def test_ckks_plans_every_variant_that_needs_nothing(ckks_plan: Callable[[str], 
     assert plan.tokens == {4: 4, 5: 8, 6: 8}[ckks_plan(name).config.tokens]
     assert plan.schedule <= set(plan.points)
     assert plan.depth > plan.parameters.levels or not plan.schedule
-    assert plan.depth == program_cost(ckks_plan(name))
+    depth = program_cost(ckks_plan(name))  # in the batch layout; shifts and masks of the dense one take more
+    assert plan.depth == depth if plan.layout == "batch" else plan.depth >= depth
     assert plan.recorder.total("refreshes") == sum(plan.points[point] for point in plan.schedule)
 
 

@@ -100,6 +100,7 @@ class SymbolicDense(SymbolicEvaluating, DenseBackend):
         features: int,
         heads: int = 1,
         queries: int = 1,
+        width: int | None = None,
         schedule: Collection[str] = (),
         refresh: bool = True,
         ceilings: Mapping[Path, int] | None = None,
@@ -116,6 +117,7 @@ class SymbolicDense(SymbolicEvaluating, DenseBackend):
             features=features,
             heads=heads,
             queries=queries,
+            width=width,
             schedule=schedule,
             refresher=refresher,
         )

@@ -87,6 +87,7 @@ class Chooser:
             features=widest(config),
             heads=config.heads,
             queries=draft.samples,
+            width=config.width,
             schedule=points,
             refresh=refresh,
             ceilings=ceilings,

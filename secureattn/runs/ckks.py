@@ -166,6 +166,7 @@ def _backend(plan: CkksPlan, config: ModelConfig, machine: Machine) -> CkksBacke
         features=widest(config),
         heads=config.heads,
         queries=plan.capacity,
+        width=config.width,
         schedule=plan.schedule,
     )
 
@@ -176,7 +177,8 @@ class _Meter:
     def __init__(self, layout: CkksPlan, progress: Progress) -> None:
         events = layout.recorder.events
         self._share = {key: event.seconds_self / event.calls for key, event in events.items()}
-        self._whole = layout.batches * layout.recorder.seconds()
+        once = layout.recorder.seconds("setup")
+        self._whole = layout.batches * (layout.recorder.seconds() - once) + once
         self._done = 0.0
         self._progress = progress
 

@@ -35,7 +35,8 @@ class DenseWeight:
 class DenseBackend(Evaluating):
     """Runs a program on ciphertexts in the dense layout.
 
-    ``tokens`` S of a query; ``features``, the largest width of the program; ``heads``, of all its attention;
+    ``tokens`` S of a query; ``features``, the largest width of the program; ``heads``, of all its attention; ``width``,
+    what three times as many outputs are queries, keys and values of, anything unless given;
     ``queries`` that should share a ciphertext, as far as they fit: ``batch``, a power of two, do. ``schedule`` names
     the refresh points that are used; ``refresher`` serves them. PlanError where one query does not fit.
     """
@@ -48,11 +49,13 @@ class DenseBackend(Evaluating):
         features: int,
         heads: int = 1,
         queries: int = 1,
+        width: int | None = None,
         schedule: Collection[str] = (),
         refresher: Refresher | None = None,
     ) -> None:
         super().__init__(machine, schedule, refresher)
         self.features = features
+        self.width = width
         single = DenseLayout(machine.parameters.slots, tokens, heads)
         _, most, _ = single.axes((1, tokens, features))
         self.layout = DenseLayout(machine.parameters.slots, tokens, heads, min(most, power_of_two(queries)))
@@ -185,7 +188,8 @@ class DenseBackend(Evaluating):
 
     def _blocks(self, shape: Shape, outputs: int) -> int:
         """Ciphertexts of a linear layer's outputs: queries, keys and values, and what is too wide, come apart."""
-        if len(shape) == 3 and outputs % shape[-1] == 0 and (outputs == 3 * shape[-1] or outputs > self.features):
+        triple = outputs == 3 * shape[-1] and self.width in (None, shape[-1])
+        if len(shape) == 3 and outputs % shape[-1] == 0 and (triple or outputs > self.features):
             return outputs // shape[-1]
         return 1
 

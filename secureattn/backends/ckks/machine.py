@@ -55,12 +55,12 @@ class Machine(Counting):
 
         Constants that round to nothing are left out; an encryption of zero when all do.
         """
+        for _, a in terms:  # what is left out too: the level of a sum is that of its lowest term
+            self.uses(a, level)
         used = [(c, a) for c, a in terms if abs(c) * (scale / a.scale) >= 0.5]
         if not used:
             one = self.weighted_sum([(1.0, terms[0][1])], level, scale)
             return self.add(one, self.negate(one))
-        for _, a in used:
-            self.uses(a, level)
         self.count("pt_products", level, len(used))
         self.count("additions", level, len(used) - 1)
         size = max(a.size for _, a in used)
@@ -82,8 +82,9 @@ class Machine(Counting):
         is modelled to be faster. The results are the same.
         """
         factors = scale / np.array([a.scale for a in inputs])
-        integers = np.abs(weights * factors)
-        integers = np.copysign(np.floor(integers + 0.5), weights)
+        sizes = np.abs(weights * factors)
+        whole = np.floor(sizes)  # halves go away from zero, as SEAL rounds
+        integers = np.copysign(whole + (sizes - whole >= 0.5), weights)
         used = np.count_nonzero(integers, axis=1)
         products = int(used.sum())
         matrix_s = self._matrix_s(len(weights), len(inputs), level)
@@ -126,7 +127,7 @@ class Machine(Counting):
         for part in rest:
             add, size = functools.partial(self.device.accumulate, total.data, part.data), max(total.size, part.size)
             data = self._run("additions", total.level, add, costs=size / 2)
-            total = Cipher(total.level, total.scale, size, data or total.data)
+            total = Cipher(total.level, total.scale, size, total.data if data is None else data)
         return total
 
     def _encoded(self, vector: Vector, level: int, scale: float) -> Any:

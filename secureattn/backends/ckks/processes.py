@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from secureattn.errors import CapabilityError, EngineError, InputError, PlanError, SecureAttnError
+from secureattn.errors import CapabilityError, EngineError, InputError, PlanError, RangeError, SecureAttnError
 
-_KINDS = {kind.__name__: kind for kind in (InputError, PlanError, CapabilityError)}
+_KINDS: dict[str, type[SecureAttnError]] = {
+    kind.__name__: kind for kind in (InputError, RangeError, PlanError, CapabilityError, EngineError, SecureAttnError)
+}
 Item = TypeVar("Item")
 Own = TypeVar("Own")
 Buffer = Any
@@ -79,7 +81,8 @@ def shared(own: Callable[[], Own], others: Sequence[Callable[[], Parcel]]) -> tu
     """
     children: list[_Child] = []
     try:
-        children += [_Child(job) for job in others]  # one by one, so that those started are known if a fork fails
+        for job in others:
+            children.append(_Child(job))
         return own(), [child.delivery() for child in children]
     except BaseException:
         for child in children:
@@ -118,10 +121,18 @@ class _Child:
         sys.stderr.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads: no child takes a lock of theirs
-            self.pid = os.fork()
+            self.pid = self._forked(report)
         if not self.pid:
             _work(job, self.handle, report)
         os.close(report)
+
+    def _forked(self, report: int) -> int:
+        try:
+            return os.fork()
+        except OSError as error:
+            for handle in (self.handle, self.pipe, report):
+                os.close(handle)
+            raise EngineError(f"no worker process could be started ({error}); use fewer workers") from error
 
     def delivery(self) -> Delivery:
         with os.fdopen(self.pipe, "rb") as pipe:
@@ -136,7 +147,7 @@ class _Child:
             )
         told = json.loads(report)
         if "error" in told:
-            raise _KINDS.get(told["error"], EngineError)(told["message"])
+            raise next(_KINDS[name] for name in told["error"] if name in _KINDS)(told["message"])
         os.lseek(self.handle, 0, os.SEEK_SET)
         return Delivery(told["note"], told["sizes"], self.handle)
 
@@ -163,7 +174,8 @@ def _work(job: Callable[[], Parcel], handle: int, report: int) -> None:
         except BaseException as error:
             named = isinstance(error, SecureAttnError)
             text = str(error) if named else f"a worker process failed: {type(error).__name__}: {error}"
-            told = {"error": type(error).__name__, "message": text}
+            kinds = type(error).__mro__ if named else (EngineError,)
+            told = {"error": [kind.__name__ for kind in kinds], "message": text}
         _write(report, json.dumps(told).encode())
     finally:
         os._exit(0)

@@ -43,11 +43,16 @@ class Demand:
     def ceilings(self) -> dict[Path, int]:
         """The level at which each result is needed at most, where that is lower than it lay."""
         return {
-            each: self.made[path] - spare
-            for path, spare in self._slack().items()
-            if spare
-            for each in (path, *self.alike.get(path, ()))
+            each: self.made[path] - spare for path, spare in self._slack().items() if spare for each in self._like(path)
         }
+
+    def _like(self, path: Path) -> list[Path]:
+        """A unit and those like it: units inside others that are alike are so too."""
+        paths: list[Path] = [()]
+        for i, number in enumerate(path):
+            numbers = [number, *(other[-1] for other in self.alike.get(path[: i + 1], ()))]
+            paths = [(*outer, inner) for outer in paths for inner in numbers]
+        return paths
 
     def seconds(self, primitive_s: Callable[[str, int], float]) -> float:
         """What the program would cost if nothing were computed higher than needed; ``primitive_s(name, level)``."""
