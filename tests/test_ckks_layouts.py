@@ -141,7 +141,8 @@ def batch_outputs(plan: Plan, x: Array, slots: int) -> Array:
 def dense_outputs(plan: Plan, x: Array, slots: int) -> Array:
     config = plan.config
     machine = Machine(unlimited(slots), cast(Any, ClearSlots()), Recorder())
-    backend = DenseBackend(machine, tokens=config.tokens, features=widest(config), heads=config.heads, queries=len(x))
+    sizes = {"tokens": config.tokens, "features": widest(config), "heads": config.heads, "width": config.width}
+    backend = DenseBackend(machine, queries=len(x), **sizes)
     with backend.recorder.phase("online"):
         out = Encoder(plan.folded(), backend)(entered(backend, x))
     return read_dense(cast(Any, out), [part.data for part in cast(Any, out).parts])[:, 0]

@@ -3,6 +3,28 @@
 Tokens are padded to a power of two T with T·B = N/2; rotating by B slots then moves every query by one token,
 cyclically and without masks. Sums over features are additions. Scores live as cyclic diagonals: the ciphertext for
 offset r holds ``q_t·k_{t+r mod T}`` of every token t, so sums over keys are additions as well.
+
+What one block costs, with D features in H heads, F hidden ones, T tokens, and b baby steps, a power of two up to T with
+the fewest key switches; P products and R sums with products of a polynomial, on 1 (norm), H (normaliser) or F (GELU)
+ciphertexts:
+
+=====================  =====  ================  ========  =========================  ========
+operation              ct×ct  relinearisations  rescales  rotations                  ct×pt
+=====================  =====  ================  ========  =========================  ========
+linear Din → Dout      0      0                 Dout      0                          Din·Dout
+inner (norm)           D      1                 1         0                          0
+product with a column  D      D                 D         0                          0
+scores                 T·D    H·T               H·T       (b + T/b − 2)·D + H·(T−b)  0
+power 2^m of scores    m·H·T  m·H·T             m·H·T     0                          0
+mix                    T·D    D·T/b             D         (b + T/b − 2)·D + H·(T−b)  0
+sum over keys          0      0                 0         0                          0
+sum over tokens of C   0      0                 0         C·log2 T                   0
+polynomial             P      R                 sums      0                          terms
+=====================  =====  ================  ========  =========================  ========
+
+Adding values of two levels takes one ct×pt and one rescale for each ciphertext of the higher one. Rotating once what
+keys and values are computed from, instead of both, would save rotations and no time: it lies a level higher, and a
+rotation costs the square of the primes left.
 """
 
 from __future__ import annotations
