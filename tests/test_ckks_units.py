@@ -331,7 +331,8 @@ def test_classes_count_what_single_units_count(layout: str, name: str, workers: 
     with single_units():
         wanted = planned(layout, MODELS[name], DEEP, workers=workers)
     assert counts(found.recorder) == counts(wanted.recorder)
-    assert found.recorder.seconds() == pytest.approx(wanted.recorder.seconds(), rel=1e-9)
+    # starting a process costs by the memory held at the time, which single units let go of one by one
+    assert found.recorder.seconds() == pytest.approx(wanted.recorder.seconds(), rel=1e-9 if workers == 1 else 2e-3)
     assert found.machine.steps == wanted.machine.steps
     assert found.machine.worth == wanted.machine.worth
     ceilings = wanted.demand.ceilings()

@@ -214,7 +214,10 @@ class Bench:
         held = [np.ones(1 << 20, dtype=np.uint8) for _ in range(_HELD_MIB)]  # small pieces: no huge pages
         much, later = _resident_bytes(), self._shared((), self.evaluator.negate)
         del held
-        slope = max(0.0, (later - start) / (much - little))
+        grown = much - little
+        if grown < _HELD_MIB << 19:  # memory that was free already took most of it: nothing to tell apart by
+            return start, 0.0
+        slope = max(0.0, (later - start) / grown)
         return max(0.0, start - slope * little), slope
 
     def _shared(self, cts: Sequence[Ciphertext], compute: Callable[[Ciphertext], Ciphertext], times: int = 9) -> float:

@@ -127,12 +127,19 @@ class _Child:
         os.close(report)
 
     def _forked(self, report: int) -> int:
+        """A fork; an interrupt reaches the parent alone, which ends its children."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return os.fork()
+            pid = os.fork()
+            if not pid:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return pid
         except OSError as error:
             for handle in (self.handle, self.pipe, report):
                 os.close(handle)
             raise EngineError(f"no worker process could be started ({error}); use fewer workers") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def delivery(self) -> Delivery:
         with os.fdopen(self.pipe, "rb") as pipe:
@@ -165,7 +172,6 @@ class _Child:
 def _work(job: Callable[[], Parcel], handle: int, report: int) -> None:
     """A child's whole life."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
         gc.disable()  # a collection would copy every page it marks
         try:
             parcel = job()
