@@ -246,8 +246,11 @@ def test_ctrl_c_ends_a_whole_run(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(
             f"""
+            import signal
             import time
             from secureattn.backends.ckks.processes import Parcel, shared
+
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
             def sleep():
                 time.sleep({FOREVER_S})
