@@ -99,8 +99,10 @@ class Chooser:
     def settled(self, parameters: CkksParameters, points: Points = frozenset(), *, refresh: bool = True) -> Symbolic:
         """A run in which nothing is computed at a higher level than its result is needed at."""
         ceilings: dict[Path, int] = {}
-        while lower := self.run(parameters, points, refresh=refresh, ceilings=ceilings).demand.ceilings():
+        while lower := (backend := self.run(parameters, points, refresh=refresh, ceilings=ceilings)).demand.ceilings():
             ceilings |= lower
+        if isinstance(backend, SymbolicCkks):
+            return backend  # nothing of the batch layout is encoded beforehand
         return self.run(parameters, points, refresh=refresh, ceilings=ceilings, prepared=True)
 
     def seconds(self, parameters: CkksParameters, points: Points) -> float:
@@ -164,16 +166,21 @@ def with_refresh(chooser: Chooser, depth: int, ring: int, scale_bits: int, point
         kind = re.sub(r"^layer\.\d+", "layer", point)
         kinds[kind] = kinds.get(kind, frozenset()) | {point}
     chosen, cost = allowed, chooser.seconds(parameters, allowed)
+    tried = {allowed}
     changed = cost <= 2 * enough
     while changed:
         changed = False
         for kind in sorted(kinds):
+            trial = chosen ^ kinds[kind]
+            if trial in tried:  # what was tried costs no less than what is chosen
+                continue
+            tried.add(trial)
             try:
-                trial = chooser.seconds(parameters, chosen ^ kinds[kind])
+                seconds = chooser.seconds(parameters, trial)
             except OutOfLevels:
                 continue
-            if trial < cost:
-                chosen, cost, changed = chosen ^ kinds[kind], trial, True
+            if seconds < cost:
+                chosen, cost, changed = trial, seconds, True
     return Refreshed(parameters, chosen, cost)
 
 

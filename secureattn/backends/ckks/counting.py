@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from secureattn.backends.ckks.cipher import Cipher, Device
-from secureattn.backends.ckks.costs import TYPICAL, Costs
+from secureattn.backends.ckks.cipher import Cipher
 from secureattn.backends.ckks.loops import Loops
-from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.pools import Held
-from secureattn.backends.ckks.units import Path
-from secureattn.events import Recorder
 
 
 class Counting(Loops):
     """Ciphertexts made, and primitives run on a device."""
-
-    def __init__(
-        self,
-        parameters: CkksParameters,
-        device: Device,
-        recorder: Recorder,
-        *,
-        ceilings: Mapping[Path, int] | None = None,
-        workers: int = 1,
-        worth: Iterable[Path] | None = None,
-        costs: Costs = TYPICAL,
-    ) -> None:
-        super().__init__(device, recorder, ceilings=ceilings, workers=workers, worth=worth, costs=costs)
-        self.parameters = parameters
-
-    @property
-    def slots(self) -> int:
-        """Numbers in a ciphertext, N/2."""
-        return self.parameters.slots
-
-    @property
-    def key_bytes(self) -> int:
-        """Bytes of the keys that were used so far."""
-        return (len(self.steps) + 1) * self.parameters.key_bytes()
 
     def made(self, level: int, scale: float, size: int = 2, data: Any = None) -> Cipher:
         """A new ciphertext; a planner notes the memory it takes."""

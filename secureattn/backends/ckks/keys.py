@@ -74,26 +74,26 @@ def _normalised(steps: Iterable[int], parameters: CkksParameters) -> tuple[int, 
 class KeyOwner:
     """The client: the only holder of the secret key. Encrypts, decrypts, and refreshes masked ciphertexts."""
 
-    def __init__(self, parameters: CkksParameters, secret_key: Any, evaluation_keys: EvaluationKeys | None) -> None:
-        self.parameters = parameters
+    def __init__(self, about: Ring, secret_key: Any, evaluation_keys: EvaluationKeys | None) -> None:
+        self.parameters = about.parameters
         self.evaluation_keys = evaluation_keys
-        self._ring = Ring(parameters)
+        self._ring = about
         self._secret_key = secret_key
-        self._decryptor = sealapi.Decryptor(self._ring.context, secret_key)
-        self._encryptor = sealapi.Encryptor(self._ring.context, secret_key)
+        self._decryptor = sealapi.Decryptor(about.context, secret_key)
+        self._encryptor = sealapi.Encryptor(about.context, secret_key)
 
     @classmethod
     def generate(cls, parameters: CkksParameters, rotation_steps: Iterable[int]) -> KeyOwner:
         """Fresh keys, with Galois keys for the planned steps only (step s rotates left by s, negative right)."""
-        steps = _normalised(rotation_steps, parameters)
-        generator = sealapi.KeyGenerator(Ring(parameters).context)
+        about, steps = Ring(parameters), _normalised(rotation_steps, parameters)
+        generator = sealapi.KeyGenerator(about.context)
         public, relin, galois = sealapi.PublicKey(), sealapi.RelinKeys(), sealapi.GaloisKeys()
         generator.create_public_key(public)
         generator.create_relin_keys(relin)
         if any(steps):
             generator.create_galois_keys([galois_element(step, parameters) for step in steps if step], galois)
         keys = EvaluationKeys(parameters, steps, public, relin, galois)
-        return cls(parameters, generator.secret_key(), keys)
+        return cls(about, generator.secret_key(), keys)
 
     def save_secret(self, path: Path) -> None:
         """Write the secret key to a new file of mode 0600; InputError if the file exists."""
@@ -106,7 +106,8 @@ class KeyOwner:
     @classmethod
     def load_secret(cls, parameters: CkksParameters, path: Path) -> KeyOwner:
         """An owner that encrypts, decrypts and refreshes with a saved secret key; it has no evaluation keys."""
-        return cls(parameters, Ring(parameters).load_key(sealapi.SecretKey(), path), None)
+        about = Ring(parameters)
+        return cls(about, about.load_key(sealapi.SecretKey(), path), None)
 
     def encrypt(self, slots: Slots, level: int | None = None, scale: float | None = None) -> bytes:
         """A fresh symmetric encryption of up to N/2 reals, zero-padded, in SEAL's seeded form (half the size).

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.cipher import Cipher, Device, OutOfLevels
-from secureattn.backends.ckks.costs import Costs
+from secureattn.backends.ckks.costs import TYPICAL, Costs
+from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.pools import Held, Pools
 from secureattn.backends.ckks.units import Demand, Path, Place
 from secureattn.events import Recorder
@@ -29,14 +30,16 @@ class Loops:
 
     def __init__(
         self,
+        parameters: CkksParameters,
         device: Device,
         recorder: Recorder,
         *,
         ceilings: Mapping[Path, int] | None = None,
         workers: int = 1,
         worth: Iterable[Path] | None = None,
-        costs: Costs,
+        costs: Costs = TYPICAL,
     ) -> None:
+        self.parameters = parameters
         self.device = device
         self.recorder = recorder
         self.place = Place(ceilings or {})
@@ -229,13 +232,13 @@ class Loops:
 
     @property
     def slots(self) -> int:
-        """Numbers in a ciphertext."""
-        raise NotImplementedError
+        """Numbers in a ciphertext, N/2."""
+        return self.parameters.slots
 
     @property
     def key_bytes(self) -> int:
         """Bytes of the keys that were used so far."""
-        raise NotImplementedError
+        return (len(self.steps) + 1) * self.parameters.key_bytes()
 
     def _parcel(self, run: Callable[[Numbered[Item]], list[Cipher]], share: Numbered[Item]) -> processes.Parcel:
         before = self.recorder.spent()

@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:
         f"the ckks engine needs the Python package {error.name!r}, which is not installed; run {INSTALL['ckks']}"
     ) from error
 
-__all__ = ["Ciphertext", "Ring", "Slots", "sealapi"]
+__all__ = ["BLAS", "Ciphertext", "Ring", "Slots", "sealapi"]
 
 Slots = npt.NDArray[np.float64]
 Ciphertext = Any
