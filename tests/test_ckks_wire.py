@@ -277,7 +277,11 @@ def test_residues_at_or_above_their_prime_are_refused(sides, blobs, kind):
 
 
 def test_rounding_a_result_adds_what_its_docstring_says(sides):
-    """Against the same ciphertext unrounded: the standard deviation over all slots within 5 %, and Laplace's tail."""
+    """Against the same ciphertext unrounded: standard deviation and Laplace's tail over all slots.
+
+    The four roundings share one secret, so that the deviation scatters by 1.6 % from key to key, the tail by 10 %; the
+    bounds lie six of those away. A normal distribution would have a fifth of the tail.
+    """
     owner, server = sides
     p = owner.parameters
     slots = np.random.default_rng(1).uniform(-1, 1, p.slots)
@@ -289,10 +293,10 @@ def test_rounding_a_result_adds_what_its_docstring_says(sides):
         ]
     )
     predicted = 2 ** wire.dropped_bits(p) * p.ring_degree / 6 / ct.scale
-    assert 0.95 < added.std() / predicted < 1.05
+    assert 0.9 < added.std() / predicted < 1.1
     assert 6 * predicted == pytest.approx(2.0**wire.ROUNDING_BITS / ct.scale)
-    assert 0.8 < (np.abs(added) > 3 * predicted).mean() / np.exp(-3 * np.sqrt(2)) < 1.2  # of a normal one 5 times less
-    assert np.abs(added).max() < 13 * predicted
+    assert 0.4 < (np.abs(added) > 3 * predicted).mean() / np.exp(-3 * np.sqrt(2)) < 1.6
+    assert np.abs(added).max() < 20 * predicted
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 64])
