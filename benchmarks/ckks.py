@@ -23,12 +23,12 @@ from typing import Any
 
 import ckks_growth
 import ckks_report
-from ckks_runs import ONESHOT_PROTOCOL, REFRESH_PROTOCOL, Job, apart, encrypted, planned
+from ckks_runs import ONESHOT_PROTOCOL, REFRESH_PROTOCOL, Job, apart, encrypted, planned, side_by_side
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = Path("out") / "ckks"
 IMAGES = 360
-TURNS = 2
+TURNS = 3
 """Samples of a whole run, at each number of workers."""
 
 SINGLE = 5
@@ -61,14 +61,26 @@ class Setting:
     folder: Path
     quick: bool
 
+    @property
+    def costs(self) -> Path:
+        """Where the first part leaves what this machine's primitives cost; all plans rest on it."""
+        return self.folder / "costs.json"
+
+    def job(self, model: str, protocol: str, samples: int, layout: str = "auto") -> Job:
+        """So many of a model's samples on all cores."""
+        return Job(model, protocol, samples, workers=self.workers, layout=layout, costs=str(self.costs))
+
 
 # ---- the parts ----------------------------------------------------------------------------------------------
 
 
 def primitives(setting: Setting) -> dict[str, Any]:
-    """Milliseconds of SEAL's primitives, called as the engine calls them, by ring degree and level."""
-    chosen = {1 << 13: (3,)} if setting.quick else PRIMITIVE_LEVELS
-    return apart(_primitives, chosen)
+    """Milliseconds of SEAL's primitives, called as the engine calls them, by ring degree and level; unless quick, the
+    cost model is fitted to this machine as ``secureattn plan --calibrate`` does.
+    """
+    if setting.quick:
+        return apart(_primitives, {1 << 13: (3,)})
+    return {**apart(_primitives, PRIMITIVE_LEVELS), "rates": apart(_calibrated, setting.costs)["result"]}
 
 
 def products(setting: Setting) -> dict[str, Any]:
@@ -78,20 +90,22 @@ def products(setting: Setting) -> dict[str, Any]:
 
 
 def digits(setting: Setting) -> dict[str, Any]:
-    """The whole test set under refresh, by one process and by all, in turn, and once more to watch its
-    memory; quick: a tiny model, once.
+    """The whole test set under refresh, by one process, by all, and by one process several times at once, which shows
+    what the cores give to work that shares nothing; in turn, and once more to watch its memory. Quick: a tiny model,
+    once.
     """
     if setting.quick:
         place = ckks_growth.random_model(ckks_growth.SMALL, setting.folder)
-        job = Job(str(place), REFRESH_PROTOCOL, 64, workers=setting.workers, layout="batch")
-        return {"runs": [run := apart(encrypted, job, watched=True)], "watched": run}
-    job = Job("digits-vit", REFRESH_PROTOCOL, IMAGES, workers=setting.workers)
-    watched, runs = apart(encrypted, job, watched=True), []
+        run = apart(encrypted, setting.job(str(place), REFRESH_PROTOCOL, 64, "batch"), watched=True)
+        return {"runs": [run], "at_once": [], "watched": run}
+    job = setting.job("digits-vit", REFRESH_PROTOCOL, IMAGES)
+    watched, runs, at_once = apart(encrypted, job, watched=True), [], []
     for turn in range(TURNS):
-        for workers in dict.fromkeys((1, setting.workers)):
-            _tell(f"digits: turn {turn + 1}, {workers} workers")
-            runs.append(apart(encrypted, replace(job, workers=workers)))
-    return {"runs": runs, "watched": watched}
+        _tell(f"digits: turn {turn + 1} of {TURNS}")
+        runs += [apart(encrypted, replace(job, workers=workers)) for workers in dict.fromkeys((1, setting.workers))]
+        if setting.workers > 1:
+            at_once.append(side_by_side(encrypted, replace(job, workers=1), copies=setting.workers))
+    return {"runs": runs, "at_once": at_once, "watched": watched}
 
 
 def peer(setting: Setting) -> dict[str, Any]:
@@ -101,7 +115,7 @@ def peer(setting: Setting) -> dict[str, Any]:
 
 def dense(setting: Setting) -> dict[str, Any]:
     """Images one by one; what the plan would have taken in the batch layout."""
-    job = Job("digits-vit", REFRESH_PROTOCOL, 1, workers=setting.workers)
+    job = setting.job("digits-vit", REFRESH_PROTOCOL, 1)
     batch = apart(planned, replace(job, layout="batch"))["result"]
     watched = apart(encrypted, job, watched=True)
     runs = [watched] if setting.quick else [apart(encrypted, replace(job, first=i)) for i in range(SINGLE)]
@@ -110,13 +124,13 @@ def dense(setting: Setting) -> dict[str, Any]:
 
 def oneshot(setting: Setting) -> dict[str, Any]:
     """The whole test set in one round trip; slots beyond it repeat a query, so a full batch costs the same."""
-    job = Job("digits-vit-oneshot", ONESHOT_PROTOCOL, IMAGES, workers=setting.workers)
+    job = setting.job("digits-vit-oneshot", ONESHOT_PROTOCOL, IMAGES)
     return {"runs": [run := apart(encrypted, job, watched=True)], "watched": run}
 
 
 def growth(setting: Setting) -> dict[str, Any]:
     """Cost over tokens, width and depth."""
-    return ckks_growth.growth(setting.folder, setting.workers, quick=setting.quick)
+    return ckks_growth.growth(setting.folder, setting.workers, str(setting.costs), quick=setting.quick)
 
 
 PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
@@ -137,6 +151,16 @@ def _primitives(chosen: Mapping[int, tuple[int, ...]]) -> dict[str, Any]:
         bench = Bench.made(chain(ring, most_levels(ring)))
         found[str(ring)] = {str(level): {name: 1e3 * s for name, s in bench.primitives(level)} for level in levels}
     return found
+
+
+def _calibrated(file: Path) -> dict[str, float]:
+    """Measure this machine's costs and keep them; the rates among them."""
+    from secureattn.backends.ckks import calibration
+    from secureattn.backends.ckks.primitives import measure
+
+    costs = measure(lambda *_: None)
+    calibration.save(costs, file)
+    return dict(costs.rates)
 
 
 def _products(size: Size) -> dict[str, Any]:

@@ -78,13 +78,13 @@ def full_batch(config: ModelConfig) -> int:
     return SLOTS // (1 << (config.tokens - 1).bit_length())
 
 
-def growth(folder: Path, workers: int, *, quick: bool) -> dict[str, Any]:
+def growth(folder: Path, workers: int, costs: str, *, quick: bool) -> dict[str, Any]:
     """Plans of every model in both layouts, and measured runs of some; quick: the ends of one, planned."""
     chosen = {"tokens": (SERIES["tokens"][0], SERIES["tokens"][-1])} if quick else SERIES
     series = {size: [(value, shaped(size, value)) for value in values] for size, values in chosen.items()}
     configs = {config.name: config for members in series.values() for _, config in members}
     configs |= {} if quick else {config.name: config for config in MODELS}
-    models = apart(_plans, list(configs.values()), folder, workers)["result"]
+    models = apart(_plans, list(configs.values()), folder, workers, costs)["result"]
     run = set() if quick else {shaped(*member).name for member in RUN} | {config.name for config in MODELS}
     for name, by_layout in models.items():
         for found in by_layout.values():
@@ -100,7 +100,7 @@ def _run(job: Mapping[str, Any]) -> dict[str, Any]:
     return apart(encrypted, Job(**job))
 
 
-def _plans(configs: Sequence[ModelConfig], folder: Path, workers: int) -> dict[str, dict[str, Any]]:
+def _plans(configs: Sequence[ModelConfig], folder: Path, workers: int, costs: str) -> dict[str, dict[str, Any]]:
     """Name → layout → a plan, or why there is none."""
     from secureattn.errors import PlanError
 
@@ -108,7 +108,8 @@ def _plans(configs: Sequence[ModelConfig], folder: Path, workers: int) -> dict[s
     for config in configs:
         place = str(random_model(config, folder))
         for layout, queries in LAYOUTS.items():
-            job = Job(place, REFRESH_PROTOCOL, queries or full_batch(config), workers=workers, layout=layout)
+            samples = queries or full_batch(config)
+            job = Job(place, REFRESH_PROTOCOL, samples, workers=workers, layout=layout, costs=costs)
             found: dict[str, Any] = {"job": asdict(job), "plan": None, "refused": None}
             try:
                 found["plan"] = planned(job)

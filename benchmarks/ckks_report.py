@@ -182,10 +182,22 @@ def speedup(product: Part) -> float:
 
 def processes_ratio(runs: Sequence[Part]) -> float:
     """Online and refresh seconds with one worker over those with the most."""
-    seconds = [
-        median(some, lambda run: online(run) + run["seconds"].get("refresh", 0.0)) for some in by_cores(runs).values()
-    ]
+    seconds = [median(some, _both) for some in by_cores(runs).values()]
     return seconds[0] / seconds[-1]
+
+
+def _both(run: Part) -> float:
+    return online(run) + float(run["seconds"].get("refresh", 0.0))
+
+
+def cores_ratio(part: Part) -> float:
+    """How many times faster the cores are than one, at best: as many runs by one process each as there are cores, one
+    after another over all at once.
+    """
+    alone = next(iter(by_cores(results(part["runs"])).values()))
+    together = [results(some) for some in part["at_once"]]
+    slowest = statistics.median(max(map(_both, some)) for some in together)
+    return len(together[0]) * median(alone, _both) / slowest
 
 
 def peer_ratio(parts: Mapping[str, Part], *, deferred: bool = False) -> float:
@@ -272,10 +284,16 @@ def _notes(document: Mapping[str, Any]) -> str:
     if len(commits) > 1:
         notes.insert(0, f"Provisional: not one run, parts come from different revisions ({'; '.join(commits)}).")
     if "digits" in parts:
-        used = sorted({run["costs"] for run in results(parts["digits"]["runs"])})
+        used = sorted({run["predicted_with"] for run in results(parts["digits"]["runs"])})
         notes.append(f"Predicted with {'; '.join(used)}.")
         loads = [load for run in parts["digits"]["runs"] for load in run["load"]]
         notes.append(f"The machine's load was {min(loads):.1f} to {max(loads):.1f} around the batch runs.")
+        if parts["digits"]["at_once"]:
+            notes.append(
+                f"{len(parts['digits']['at_once'][0])} runs by one process each, which share nothing, were "
+                f"{cores_ratio(parts['digits']):.2f} times faster at once than one after another: this machine's cores "
+                "give no more."
+            )
     if "products" in parts:
         notes.append("The loop encodes a weight, multiplies by it and adds, through the same bindings.")
     for one in results(parts["products"]["sizes"]) if "products" in parts else ():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +23,9 @@ REFRESH_PROTOCOL, ONESHOT_PROTOCOL = "power-softmax-ckks", "power-softmax-ckks-o
 
 @dataclass(frozen=True)
 class Job:
-    """So many of a model's samples, from ``first`` on, under a protocol; ``workers`` None: every core."""
+    """So many of a model's samples, from ``first`` on, under a protocol; ``workers`` None: every core; ``costs``, a
+    file that planning takes them from: what this machine's user has, where there is none.
+    """
 
     model: str
     protocol: str
@@ -31,6 +33,7 @@ class Job:
     first: int = 0
     workers: int | None = None
     layout: str = "auto"
+    costs: str | None = None
 
 
 def apart(work: Callable[..., Any], *arguments: Any, watched: bool = False) -> dict[str, Any]:
@@ -48,6 +51,12 @@ def apart(work: Callable[..., Any], *arguments: Any, watched: bool = False) -> d
         "load": [before, os.getloadavg()[0]],
         "peak_bytes": peak,
     }
+
+
+def side_by_side(work: Callable[..., Any], *arguments: Any, copies: int) -> list[dict[str, Any]]:
+    """``apart``, so often at once."""
+    with ThreadPoolExecutor(copies) as pool:
+        return [future.result() for future in [pool.submit(apart, work, *arguments) for _ in range(copies)]]
 
 
 def _peak_bytes(future: Future[Any]) -> int:
@@ -110,7 +119,7 @@ def described(plan: Any) -> dict[str, Any]:
     ckks, config, memory = plan.ckks, plan.model.config, plan.ckks.memory
     return {
         "shape": {name: getattr(config, name) for name in ("tokens", "features", "width", "heads", "hidden", "layers")},
-        "costs": plan.costs.source,
+        "predicted_with": plan.costs.source,
         "workers": plan.workers,
         "layout": ckks.layout,
         "ring_degree": ckks.parameters.ring_degree,
@@ -142,12 +151,14 @@ def held_bytes(pid: int, *, itself: bool = False) -> int:
 
 def _planned(job: Job) -> tuple[Any, float]:
     from secureattn import load_model, load_protocol
+    from secureattn.backends.ckks import calibration
     from secureattn.plan import make_plan
 
     protocol = load_protocol(job.protocol)
     protocol = replace(protocol, ckks=replace(protocol.ckks, layout=job.layout))
+    costs = calibration.load(Path(job.costs)) if job.costs else None
     start = time.perf_counter()
-    plan = make_plan(load_model(job.model), protocol, samples=job.samples, workers=job.workers)
+    plan = make_plan(load_model(job.model), protocol, samples=job.samples, workers=job.workers, costs=costs)
     return plan, time.perf_counter() - start
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 INSTALL = {
     "plaintext": "pip install torch",
-    "ckks": "pip install tenseal zstandard threadpoolctl cryptography",
+    "ckks": "pip install tenseal zstandard cryptography",
     "crypten": "pip install omegaconf pyyaml cryptography && pip install --no-deps crypten==0.4.1",
 }
 """Engine → the command that brings what it needs."""

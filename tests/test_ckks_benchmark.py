@@ -39,7 +39,7 @@ def run(model: str = "digits-vit", **changed: Any) -> dict[str, Any]:
         "workers": 2,
         "layout": "batch",
         "capacity": 512,
-        "costs": "typical costs",
+        "predicted_with": "typical costs",
         "seconds": dict(PHASES),
         "predicted": {**PHASES, "online": 7.5},
         "predicted_peak_bytes": 2_200_000_000,
@@ -88,7 +88,11 @@ def good_parts(modules: dict[str, ModuleType]) -> dict[str, Any]:
     parts = {
         "primitives": {"result": {"16384": {"8": {"additions": 1.0, "rotations": 33.0}, "0": {"additions": 0.1}}}},
         "products": {"sizes": [product(64, 1.0), product(256, 0.6)]},
-        "digits": {"runs": [single, run(), single, run()], "watched": run()},
+        "digits": {
+            "runs": [single, run(), single, run()],
+            "at_once": [[run(seconds=slower(1.9)), run(seconds=slower(2.0))]],
+            "watched": run(),
+        },
         "peer": {
             "result": {
                 "images": 360,
@@ -176,6 +180,7 @@ def test_tables_hold_the_figures(modules: dict[str, ModuleType]) -> None:
     assert "| query bytes an image | 10 B | 10 B | 3.52 KiB | 10 B |" in text
     assert "would take 1,100 s for the 360 images (100 times as long)" in text
     assert "load was 0.5 to 2.0 around" in text
+    assert "2 runs by one process each, which share nothing, were 1.74 times faster at once" in text
     assert "A whole run on fewer tokens took 1.10 times" in text
     assert "Provisional" not in text
     document["parts"]["peer"]["commit"] = "abc1234-dirty"

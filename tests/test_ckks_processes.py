@@ -34,6 +34,7 @@ def nothing_is_left() -> Iterator[None]:
     """After every test: no child, running or dead, and as many open files as before."""
     before = open_files(), children()
     yield
+    processes.settle()
     assert (open_files(), children()) == before
 
 

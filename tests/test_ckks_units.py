@@ -302,7 +302,7 @@ def single_units() -> Iterator[None]:
     """Every unit of a plan is looked at, alike or not."""
     modelled, by_class = Loops._modelled, Loops._by_class
     patch = pytest.MonkeyPatch()
-    patch.setattr(Loops, "_modelled", lambda self, loop, keys, unit: modelled(self, loop, [*range(len(keys))], unit))
+    patch.setattr(Loops, "_modelled", lambda self, loop, keys, *rest: modelled(self, loop, [*range(len(keys))], *rest))
     patch.setattr(Loops, "_by_class", lambda self, loop, keys, unit: by_class(self, loop, [*range(len(keys))], unit))
     try:
         yield

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from secureattn.blas import one_thread
 from secureattn.errors import InputError
 from secureattn.fit.intervals import (
     Array,
@@ -65,6 +66,7 @@ class FourierFit:
         return value
 
 
+@one_thread
 def fourier_extension(
     f: Function,
     domain: Domain,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from secureattn.blas import one_thread
 from secureattn.errors import InputError
 from secureattn.fit.interpolation import evaluate_chebyshev
 from secureattn.fit.intervals import (
@@ -32,6 +33,7 @@ class ConvergenceError(InputError):
     """The exchange found no level error; another degree, or interpolation, may serve."""
 
 
+@one_thread
 def remez(
     f: Function,
     domain: Domain,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from secureattn.backends.ckks import calibration, processes
-from secureattn.backends.ckks.costs import TYPICAL
+from secureattn.backends.ckks.costs import TYPICAL, Costs
 from secureattn.errors import CapabilityError, PlanError
 from secureattn.nn.model import Model
 from secureattn.plan.base import CkksPlan, MpcPlan, Plan, party_name
@@ -35,9 +35,11 @@ def make_plan(
     samples: int,
     workers: int | None = None,
     progress: Progress | None = None,
+    costs: Costs | None = None,
 ) -> Plan:
-    """Plan a run over ``samples`` queries on ``workers`` processes (CKKS; every core unless given); raises a PlanError
-    or ProtocolError that says what would help.
+    """Plan a run over ``samples`` queries on ``workers`` processes (CKKS; every core unless given), whose primitives
+    take what ``costs`` says (those measured on this machine, or typical ones, unless given); raises a PlanError or
+    ProtocolError that says what would help.
     """
     workers = processes.cores() if workers is None else workers
     if workers < 1:
@@ -46,7 +48,8 @@ def make_plan(
         raise PlanError(f"a plan needs at least 1 sample, not {samples}")
     realisations = protocol.realisations(model)
     warnings = tuple(w for w in (protocol.mpc.warning if protocol.engine == "crypten" else None,) if w)
-    costs = calibration.current() if protocol.engine == "ckks" else TYPICAL
+    if costs is None:
+        costs = calibration.current() if protocol.engine == "ckks" else TYPICAL
     draft = Plan(model, protocol, samples, realisations, workers=workers, costs=costs, warnings=warnings)
     _check_capabilities(draft)
     if protocol.engine == "ckks":

@@ -14,7 +14,7 @@ from secureattn.backends.ckks import gemm
 from secureattn.backends.ckks import residues as ring
 from secureattn.backends.ckks.keys import EvaluationKeys, galois_element
 from secureattn.backends.ckks.parameters import CkksParameters
-from secureattn.backends.ckks.seal import BLAS, Ciphertext, Ring, Slots, sealapi
+from secureattn.backends.ckks.seal import Ciphertext, Ring, Slots, sealapi
 from secureattn.errors import EngineError, InputError, PlanError
 
 SCALE_TOLERANCE = 2.0**-40
@@ -150,8 +150,7 @@ class SealEvaluator:
         results = [self._ring.empty(2, level, scale) for _ in weights]
         inputs = [self._ring.residues(ct) for ct in cts]
         outputs = [self._ring.residues(ct) for ct in results]
-        with BLAS.limit(limits=1, user_api="blas"):  # workers take the other cores; OpenBLAS stalls where they are busy
-            gemm.multiply(weights, inputs, outputs, self.parameters.primes[: level + 1])
+        gemm.multiply(weights, inputs, outputs, self.parameters.primes[: level + 1])
         return [self._ring.written(ct) for ct in results]
 
     def multiply_constant(self, ct: Ciphertext, value: float, scale: float) -> Ciphertext:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secureattn.backends.ckks.residues import Residues
+from secureattn.blas import one_thread
 
 Integers = npt.NDArray[np.int64]
 _EXACT_BITS = 53
@@ -40,6 +41,7 @@ def gemm_products(primes: Sequence[int], inputs: int) -> int:
     return sum(limbs(prime, inputs)[0] ** 2 for prime in primes) * inputs
 
 
+@one_thread  # workers take the other cores
 def multiply(weights: Integers, inputs: Sequence[Residues], outputs: Sequence[Residues], primes: Sequence[int]) -> None:
     """``outputs[j] = Σ_i weights[j,i]·inputs[i]`` modulo every prime.
 

@@ -58,14 +58,20 @@ class Loops:
         return self._unit(self.place.begin(), compute)
 
     def map(
-        self, compute: Callable[[Item], Cipher], items: Iterable[Item], *, alike: Callable[[Item], object] | None = None
+        self,
+        compute: Callable[[Item], Cipher],
+        items: Iterable[Item],
+        *,
+        alike: Callable[[Item], object] | None = None,
+        times: int = 1,
     ) -> list[Cipher]:
         """``compute`` of every item, a unit each, independent of each other; it opens no operation of the ledger.
 
         Items with equal ``alike``, which must name every ciphertext by its id and whatever else decides what is done
         with it, cost the same: a plan looks at one of them. Ciphertexts need none, being alike if they are the same.
+        ``times``: how many loops of a run this one stands for in a plan.
         """
-        return self.over(self.place.begin(), compute, items, alike=alike)
+        return self.over(self.place.begin(), compute, items, alike=alike, times=times)
 
     def over(
         self,
@@ -74,6 +80,7 @@ class Loops:
         items: Iterable[Item],
         *,
         alike: Callable[[Item], object] | None = None,
+        times: int = 1,
     ) -> list[Cipher]:
         """``map``, as the loop of this name."""
         numbered = list(enumerate(items))
@@ -83,7 +90,7 @@ class Loops:
 
         if self.demand is not None:
             keys = [id(item) if isinstance(item, Cipher) else alike(item) if alike else i for i, item in numbered]
-            return self._modelled(loop, keys, lambda i: unit(*numbered[i]))
+            return self._modelled(loop, keys, lambda i: unit(*numbered[i]), times)
         return self._shared(loop, lambda some: [unit(i, item) for i, item in some], numbered)
 
     def map_together(
@@ -144,7 +151,7 @@ class Loops:
 
     # ---- plans ----------------------------------------------------------------------------------------------
 
-    def _modelled(self, loop: Path, keys: Sequence[object], unit: Callable[[int], Cipher]) -> list[Cipher]:
+    def _modelled(self, loop: Path, keys: Sequence[object], unit: Callable[[int], Cipher], loops: int) -> list[Cipher]:
         """A loop on no data: one unit of each class, counted as often as there are such."""
         before, sharing = self.recorder.modelled_s, self._sharing
         self._sharing = True
@@ -166,7 +173,7 @@ class Loops:
 
         results = self._by_class(loop, keys, several)
         self._sharing = sharing
-        self._model_sharing(loop, before, results)
+        self._model_sharing(loop, before, results, loops)
         return results
 
     @contextmanager
@@ -192,7 +199,7 @@ class Loops:
                 made[key].data.again()
         return [made[key] for key in keys]
 
-    def _model_sharing(self, loop: Path, before: float, results: Sequence[Cipher]) -> None:
+    def _model_sharing(self, loop: Path, before: float, results: Sequence[Cipher], loops: int = 1) -> None:
         """Share a loop where the seconds of the largest share and of sending what the others made are less."""
         workers = min(self.workers, len(results))
         if workers < 2 or self._sharing:
@@ -203,7 +210,7 @@ class Loops:
         assert self.worth is not None
         assert self.pools is not None
         held = self.pools.alive_bytes + self.key_bytes
-        seconds = self.costs.sharing_s(share * alone, workers, round(sent), held)
+        seconds = self.costs.sharing_s(share * alone, workers, round(sent), held, loops)
         if seconds < alone:
             self.worth.add(loop)
             self.recorder.rewind(before + seconds)

@@ -26,6 +26,12 @@ Own = TypeVar("Own")
 Buffer = Any
 """Contiguous memory: bytes, or an array."""
 
+_END = b"\n"
+"""The last byte of a report: what is cut short has none."""
+
+_leaving: set[int] = set()
+"""Processes that have delivered and are giving their memory back, which takes as long as starting them."""
+
 
 def available() -> bool:
     """Whether this system can share work: Linux, whose forks see the same memory."""
@@ -76,9 +82,10 @@ class Delivery:
 def shared(own: Callable[[], Own], others: Sequence[Callable[[], Parcel]]) -> tuple[Own, list[Delivery]]:
     """Run ``own`` here and each of ``others`` in a process of its own, at once; whoever reads a delivery closes it.
 
-    Raises what any of them raised, of our own errors the same, others as an EngineError that names them; the processes
-    are gone by then.
+    Raises what any of them raised, of our own errors the same, others as an EngineError that names them; all processes
+    are gone by then. After success they may still be giving their memory back: ``settle`` waits for that.
     """
+    settle(os.WNOHANG)
     children: list[_Child] = []
     try:
         for job in others:
@@ -87,7 +94,15 @@ def shared(own: Callable[[], Own], others: Sequence[Callable[[], Parcel]]) -> tu
     except BaseException:
         for child in children:
             child.abandon()
+        settle()
         raise
+
+
+def settle(options: int = 0) -> None:
+    """Wait until processes that have delivered are gone; with WNOHANG, for none that is not."""
+    for pid in list(_leaving):
+        if os.waitpid(pid, options)[0]:
+            _leaving.remove(pid)
 
 
 def gathered(compute: Callable[[Item], bytes], items: Sequence[Item], workers: int) -> list[bytes]:
@@ -145,13 +160,14 @@ class _Child:
         with os.fdopen(self.pipe, "rb") as pipe:
             report = pipe.read()
         self.pipe = -1
-        _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        if not report:
+        pid, self.pid = self.pid, 0
+        if not report.endswith(_END):
+            _, status = os.waitpid(pid, 0)
             raise EngineError(
                 f"a worker process died (status {os.waitstatus_to_exitcode(status)}); memory may have run out, use "
                 "fewer workers or a smaller batch"
             )
+        _leaving.add(pid)
         told = json.loads(report)
         if "error" in told:
             raise next(_KINDS[name] for name in told["error"] if name in _KINDS)(told["message"])
@@ -170,7 +186,7 @@ class _Child:
 
 
 def _work(job: Callable[[], Parcel], handle: int, report: int) -> None:
-    """A child's whole life."""
+    """A child's whole life. The report's end is what its parent waits for, so it comes before that of the process."""
     try:
         gc.disable()  # a collection would copy every page it marks
         try:
@@ -182,7 +198,8 @@ def _work(job: Callable[[], Parcel], handle: int, report: int) -> None:
             text = str(error) if named else f"a worker process failed: {type(error).__name__}: {error}"
             kinds = type(error).__mro__ if named else (EngineError,)
             told = {"error": [kind.__name__ for kind in kinds], "message": text}
-        _write(report, json.dumps(told).encode())
+        _write(report, json.dumps(told).encode() + _END)
+        os.close(report)
     finally:
         os._exit(0)
 

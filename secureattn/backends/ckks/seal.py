@@ -22,7 +22,6 @@ from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.errors import INSTALL, EngineError, InputError
 
 try:
-    import threadpoolctl
     import zstandard
     from tenseal import sealapi
 except ModuleNotFoundError as error:
@@ -30,14 +29,13 @@ except ModuleNotFoundError as error:
         f"the ckks engine needs the Python package {error.name!r}, which is not installed; run {INSTALL['ckks']}"
     ) from error
 
-__all__ = ["BLAS", "Ciphertext", "Ring", "Slots", "sealapi"]
+__all__ = ["Ciphertext", "Ring", "Slots", "sealapi"]
 
 Slots = npt.NDArray[np.float64]
 Ciphertext = Any
 """A ``tenseal.sealapi.Ciphertext``; tenseal has no stubs."""
 
 _SEED_MARKER = np.uint64(2**64 - 1)
-BLAS = threadpoolctl.ThreadpoolController()
 _LOAD_ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)  # what SEAL throws at bad files
 
 
