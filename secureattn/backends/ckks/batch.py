@@ -197,7 +197,7 @@ class BatchTensor(CipherTensor):
         """Every cyclic diagonal of the row: ``rot_r`` for all offsets r; the logical shape is already broadcast."""
         with self._op("per_key"):
             b, heads, s, _ = self.shape
-            rotated = self._rotations(self.parts[:, 0], range(self.backend.tokens))
+            (rotated,) = self._rotations((self.parts[:, 0], range(self.backend.tokens)))
             parts = as_parts([*itertools.chain(*rotated)], (self.backend.tokens, heads)).T
             return self._made(self._layout(parts, (b, heads, s, s), diagonals=True))
 
@@ -213,8 +213,8 @@ class BatchTensor(CipherTensor):
             level = machine.require(min(self.level, k.level), "a product")
             parts: list[Cipher] = []
             for q_head, k_head in zip(self.parts, k.parts, strict=True):
-                keys = self._rotations(k_head, range(baby), level)
-                queries = self._rotations(q_head, range(0, -tokens, -baby), level)
+                shifts = range(baby), range(0, -tokens, -baby)
+                keys, queries = self._rotations((k_head, shifts[0]), (q_head, shifts[1]), level=level)
 
                 def offset(r: int, keys: Turned = keys, queries: Turned = queries) -> Cipher:
                     pairs = list(zip(queries[r // baby], keys[r % baby], strict=True))
@@ -238,8 +238,9 @@ class BatchTensor(CipherTensor):
             level = machine.require(min(weights[0, 0].level, v.level), "a product")
             parts: list[Cipher] = []
             for a_head, v_head in zip(weights, v.parts, strict=True):
-                values = self._rotations(v_head, range(baby), level)
-                turned = self._turned(list(a_head), [r % baby - r for r in range(tokens)], level)
+                aligned = [([a], [r % baby - r]) for r, a in enumerate(a_head)]
+                values, *rows = self._rotations((v_head, range(baby)), *aligned, level=level)
+                turned = [row[0][0] for row in rows]
 
                 def feature(d: int, values: Turned = values, turned: list[Cipher] = turned) -> Cipher:
                     at = machine.begin_at(level, "a product")
@@ -256,26 +257,26 @@ class BatchTensor(CipherTensor):
             b, _, s, _ = self.shape
             return self._made(self._layout(as_parts(parts, (heads, width)), (b, heads, s, width)))
 
-    def _rotations(self, ciphers: Sequence[Cipher], shifts: Sequence[int], level: int | None = None) -> Turned:
-        """Every ciphertext by every shift: ``[shift][ciphertext]``."""
-        ciphers = list(ciphers)
-        flat = self._turned(ciphers * len(shifts), [shift for shift in shifts for _ in ciphers], level)
-        return [flat[i : i + len(ciphers)] for i in range(0, len(flat), len(ciphers))]
-
-    def _turned(self, ciphers: Sequence[Cipher], shifts: Sequence[int], level: int | None = None) -> list[Cipher]:
-        """Each ciphertext rotated by its own number of tokens, on a level: key switching costs the square of the primes
-        left, so it is dropped to it before.
+    def _rotations(self, *asked: tuple[Sequence[Cipher], Sequence[int]], level: int | None = None) -> list[Turned]:
+        """Every ciphertext by every number of tokens, ``[shift][ciphertext]`` for each that is asked, all in one loop;
+        on a level, to which they are dropped before: key switching costs the square of the primes left.
         """
-        turned = [c if level is None else self.machine.dropped(c, level) for c in ciphers]
-        moved = [i for i, shift in enumerate(shifts) if shift]
-        rotated = self.machine.map(
-            lambda i: self._rotate(self.machine.lowered(turned[i]), shifts[i]),
-            moved,
-            alike=lambda i: (shifts[i], id(turned[i])),
+        machine = self.machine
+        flat = [
+            (c if level is None else machine.dropped(c, level), shift)
+            for ciphers, shifts in asked
+            for shift in shifts
+            for c in ciphers
+        ]
+        moved = machine.map(
+            lambda pair: self._rotate(machine.lowered(pair[0]), pair[1]),
+            [pair for pair in flat if pair[1]],
+            alike=lambda pair: (pair[1], id(pair[0])),
         )
-        for i, cipher in zip(moved, rotated, strict=True):
-            turned[i] = cipher
-        return turned
+        made, still = iter(moved), iter([c for c, shift in flat if not shift])
+        return [
+            [[next(made) if shift else next(still) for _ in ciphers] for shift in shifts] for ciphers, shifts in asked
+        ]
 
     def _rotate(self, a: Cipher, tokens: int) -> Cipher:
         return self.machine.rotate(a, tokens * self.backend.batch)
