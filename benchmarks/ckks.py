@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,16 @@ class Setting:
 
     @property
     def costs(self) -> Path:
-        """Where the first part leaves what this machine's primitives cost; all plans rest on it."""
+        """Where the parts leave what this machine's primitives cost; all plans rest on it."""
         return self.folder / "costs.json"
+
+    def calibrate(self, *rings: int) -> dict[str, float]:
+        """Measure what primitives cost now, on all rings unless some are named: other machines share this one's memory
+        and make it slower or faster within minutes, which is no error of a prediction. The rates among them.
+        """
+        _tell("calibrating …")
+        found: dict[str, float] = apart(_calibrated, self.costs, rings)["result"]
+        return found
 
     def job(self, model: str, protocol: str, samples: int, layout: str = "auto") -> Job:
         """So many of a model's samples on all cores."""
@@ -80,7 +88,7 @@ def primitives(setting: Setting) -> dict[str, Any]:
     """
     if setting.quick:
         return apart(_primitives, {1 << 13: (3,)})
-    return {**apart(_primitives, PRIMITIVE_LEVELS), "rates": apart(_calibrated, setting.costs)["result"]}
+    return {**apart(_primitives, PRIMITIVE_LEVELS), "rates": setting.calibrate()}
 
 
 def products(setting: Setting) -> dict[str, Any]:
@@ -102,6 +110,7 @@ def digits(setting: Setting) -> dict[str, Any]:
     watched, runs, at_once = apart(encrypted, job, watched=True), [], []
     for turn in range(TURNS):
         _tell(f"digits: turn {turn + 1} of {TURNS}")
+        setting.calibrate(1 << 14)
         runs += [apart(encrypted, replace(job, workers=workers)) for workers in dict.fromkeys((1, setting.workers))]
         if setting.workers > 1:
             at_once.append(side_by_side(encrypted, replace(job, workers=1), copies=setting.workers))
@@ -116,6 +125,8 @@ def peer(setting: Setting) -> dict[str, Any]:
 def dense(setting: Setting) -> dict[str, Any]:
     """Images one by one; what the plan would have taken in the batch layout."""
     job = setting.job("digits-vit", REFRESH_PROTOCOL, 1)
+    if not setting.quick:
+        setting.calibrate(1 << 14)
     batch = apart(planned, replace(job, layout="batch"))["result"]
     watched = apart(encrypted, job, watched=True)
     runs = [watched] if setting.quick else [apart(encrypted, replace(job, first=i)) for i in range(SINGLE)]
@@ -124,6 +135,7 @@ def dense(setting: Setting) -> dict[str, Any]:
 
 def oneshot(setting: Setting) -> dict[str, Any]:
     """The whole test set in one round trip; slots beyond it repeat a query, so a full batch costs the same."""
+    setting.calibrate(1 << 14, 1 << 15)
     job = setting.job("digits-vit-oneshot", ONESHOT_PROTOCOL, IMAGES)
     return {"runs": [run := apart(encrypted, job, watched=True)], "watched": run}
 
@@ -153,12 +165,16 @@ def _primitives(chosen: Mapping[int, tuple[int, ...]]) -> dict[str, Any]:
     return found
 
 
-def _calibrated(file: Path) -> dict[str, float]:
-    """Measure this machine's costs and keep them; the rates among them."""
+def _calibrated(file: Path, rings: Sequence[int]) -> dict[str, float]:
+    """Measure this machine's costs and keep them, beside those of other rings; the rates among them."""
     from secureattn.backends.ckks import calibration
+    from secureattn.backends.ckks.parameters import RINGS
     from secureattn.backends.ckks.primitives import measure
 
-    costs = measure(lambda *_: None)
+    costs, known = measure(lambda *_: None, rings or RINGS), calibration.load(file)
+    if known:
+        primitives = {name: {**known.primitives[name], **found} for name, found in costs.primitives.items()}
+        costs = replace(costs, primitives=primitives)
     calibration.save(costs, file)
     return dict(costs.rates)
 

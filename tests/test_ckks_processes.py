@@ -163,6 +163,41 @@ def test_large_deliveries() -> None:
         delivery.close()
 
 
+def test_who_has_delivered_is_gone_once_settled() -> None:
+    """Delivered before it is gone: whoever waits for that, waits; whoever shares next, does not."""
+    before = children()
+    _, deliveries = shared(lambda: None, [told("one"), told("two")])
+    assert closed(deliveries) == ["one", "two"]
+    assert len(processes._leaving) == 2
+    processes.settle()
+    assert children() == before
+    assert not processes._leaving
+    processes.settle()
+
+
+def test_settling_what_another_thread_has_waited_for() -> None:
+    _, deliveries = shared(lambda: None, [told("one")])
+    closed(deliveries)
+    (pid,) = processes._leaving
+    os.waitpid(pid, 0)
+    processes.settle()
+    assert not processes._leaving
+
+
+def test_a_report_that_is_cut_short_is_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = processes._write
+
+    def half(handle: int, buffer: Any) -> int:
+        if bytes(buffer).startswith(b"{"):
+            whole(handle, bytes(buffer)[:5])
+            os._exit(7)
+        return whole(handle, buffer)
+
+    monkeypatch.setattr(processes, "_write", half)
+    with pytest.raises(EngineError, match=r"^a worker process died \(status 7\); "):
+        shared(lambda: None, [told("all of it")])
+
+
 # ---- errors -----------------------------------------------------------------------------------------------------
 
 

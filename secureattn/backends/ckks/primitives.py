@@ -41,11 +41,13 @@ _CLOSE = 0.05  # relative errors up to which squares count
 _HELD_MIB = 512
 
 
-def measure(progress: Progress) -> Costs:
-    """This machine's costs, under a minute where nothing else runs; EngineError where the engine is not installed."""
+def measure(progress: Progress, rings: Sequence[int] = RINGS) -> Costs:
+    """This machine's costs on rings, about a minute for all where nothing else runs; EngineError where the engine is
+    not installed.
+    """
     primitives: dict[str, dict[int, Coefficients]] = {name: {} for name in PRIMITIVES}
     rates, done = dict(TYPICAL.rates), 0
-    plans = [(parameters, sampled(parameters.levels)) for parameters in map(_largest, RINGS)]
+    plans = [(parameters, sampled(parameters.levels)) for parameters in map(_largest, rings)]
     steps = sum(len(levels) for _, levels in plans)
     for parameters, levels in plans:
         ring = parameters.ring_degree

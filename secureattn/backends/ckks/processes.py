@@ -101,8 +101,12 @@ def shared(own: Callable[[], Own], others: Sequence[Callable[[], Parcel]]) -> tu
 def settle(options: int = 0) -> None:
     """Wait until processes that have delivered are gone; with WNOHANG, for none that is not."""
     for pid in list(_leaving):
-        if os.waitpid(pid, options)[0]:
-            _leaving.remove(pid)
+        try:
+            ended, _ = os.waitpid(pid, options)
+        except ChildProcessError:  # another thread has waited for it
+            ended = pid
+        if ended:
+            _leaving.discard(pid)
 
 
 def gathered(compute: Callable[[Item], bytes], items: Sequence[Item], workers: int) -> list[bytes]:
