@@ -28,7 +28,7 @@ from ckks_runs import ONESHOT_PROTOCOL, REFRESH_PROTOCOL, Job, apart, encrypted,
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = Path("out") / "ckks"
 IMAGES = 360
-TURNS = 3
+TURNS = 2
 """Samples of a whole run, at each number of workers."""
 
 SINGLE = 5

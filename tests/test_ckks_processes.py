@@ -175,6 +175,23 @@ def test_who_has_delivered_is_gone_once_settled() -> None:
     processes.settle()
 
 
+def test_memory_is_written_over_and_given_back_once_settled() -> None:
+    """A longer delivery, then a shorter one in the same file: nothing of the first is read."""
+    found, handles = [], []
+    for content in (b"long and old", b"new"):
+        _, (delivery,) = shared(lambda: None, [lambda content=content: Parcel([content])])
+        handles.append(delivery.handle)
+        found.append(delivery.read_bytes())
+        delivery.close()
+        delivery.close()  # once is enough, and twice would give it to two
+    assert found == [b"long and old", b"new"]
+    assert handles[0] == handles[1]
+    assert processes._spare == handles[:1]
+    processes.settle()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handles[0])
+
+
 def test_settling_what_another_thread_has_waited_for() -> None:
     _, deliveries = shared(lambda: None, [told("one")])
     closed(deliveries)

@@ -208,6 +208,7 @@ class Bench:
         sent = max(0.0, shared - alone)
         alone, shared = spent(lambda ct: self.evaluator.rotate(ct, 1))
         together = max(1.0, (shared - sent) / alone)
+        processes.settle()
         return {"processes": start, "held_bytes": more, "residues_sent": sent / residues, "together": together}
 
     def _starts(self) -> tuple[float, float]:
@@ -230,6 +231,7 @@ class Bench:
         for _ in range(times):
             before = time.thread_time() + _children_s()
             own_s = self._share(cts, compute)
+            processes.reap()  # what has not been waited for has not been counted
             seconds.append(time.thread_time() + _children_s() - before - own_s)
         return statistics.median(seconds)
 
