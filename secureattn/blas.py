@@ -1,4 +1,4 @@
-"""BLAS on one thread, where several processes run side by side or matrices are small.
+"""numpy's BLAS on one thread, where several processes run side by side or matrices are small.
 
 OpenBLAS's threads wait for each other by spinning: with more of them than cores, fits that take a second alone were
 measured to take up to 150.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import numpy  # noqa: F401 - a library must be loaded to be found
 from threadpoolctl import ThreadpoolController
 
 _BLAS = ThreadpoolController()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
 
-from secureattn.blas import one_thread
+from secureattn.blas import _BLAS, one_thread
 from secureattn.fit import fourier_extension, remez
 
 
 def threads() -> int:
-    """The most threads that any BLAS of this process may use."""
-    return max(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+    """The most threads that numpy's BLAS may use; other packages bring their own."""
+    return max(library["num_threads"] for library in _BLAS.info() if library["user_api"] == "blas")
 
 
 @pytest.fixture(autouse=True)
 def three_threads() -> object:
-    with threadpool_limits(3, user_api="blas"):
+    with _BLAS.limit(limits=3, user_api="blas"):
         if threads() != 3:
             pytest.skip("this BLAS has no threads to limit")
         yield
