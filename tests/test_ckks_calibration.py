@@ -48,7 +48,7 @@ def test_matrix_products_are_splitting_joining_and_multiplying() -> None:
 def test_sharing_starts_slows_and_sends() -> None:
     costs = flat(processes=0.5, held_bytes=0.25, residues_sent=0.125, together=1.5)
     assert costs.sharing_s(10.0, 3, 8, held_bytes=2) == 1.5 * 10 + 2 * (0.5 + 0.25 * 2) + 8 * 0.125
-    assert costs.sharing_s(10.0, 3, 8, held_bytes=2, times=3) == 1.5 * 10 + 3 * 2 * (0.5 + 0.25 * 2) + 8 * 0.125
+    assert costs.sharing_s(10.0, 3, 8, held_bytes=2, loops=3) == 1.5 * 10 + 3 * 2 * (0.5 + 0.25 * 2) + 8 * 0.125
     assert costs.sharing_s(10.0, 1, 0) == 15.0
 
 

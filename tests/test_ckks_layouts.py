@@ -21,6 +21,7 @@ from test_ckks_dense import ClearDevice, digits_like, entered, log2
 from test_ckks_dense import read as read_dense
 from test_variants import weights_of
 
+from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.cipher import Cipher
 from secureattn.backends.ckks.dense_backend import DenseBackend
@@ -418,6 +419,8 @@ class Live:
 
 
 TINY = ModelConfig("tiny", 4, 3, 8, 2, 16, 1, 3)
+PAIR = ModelConfig("pair", 2, 3, 8, 2, 16, 1, 3)
+"""Two tokens and three classes: more than one ciphertext of results."""
 
 
 @needs_tenseal
@@ -454,3 +457,18 @@ def test_a_run_holds_what_is_planned(layout: str, monkeypatch: pytest.MonkeyPatc
     counted = live.pools.ciphertexts
     print(f"{layout}: planned {planned / 2**20:.1f} MiB, held {counted / 2**20:.1f} MiB")
     assert planned == pytest.approx(counted, rel=0.1)
+
+
+@needs_tenseal
+def test_a_run_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop shared, that of the results too, which is the last: all are waited for, and their memory is given
+    back.
+    """
+    made, share = [], processes.shared
+    monkeypatch.setattr(processes, "shared", lambda own, others: made.append(len(others)) or share(own, others))
+    plan = make_plan(model_of(PAIR), protocol("batch"), samples=2, workers=2)
+    everything = dataclasses.replace(ckks_part(plan), worth=None)
+    execute(dataclasses.replace(plan, ckks=everything), inputs_of(PAIR, 2))
+    assert made
+    assert not processes._leaving
+    assert not processes._spare

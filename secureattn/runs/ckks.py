@@ -114,10 +114,10 @@ class Server:
         self.backend.refresher = MaskedRefresh(self.machine, refresh)
         try:
             output: Any = self.network(self.backend.tensor(ciphers, shape)).observe(RESULT)
+            finished = self.backend.results(output)
         finally:
             self.backend.refresher = None  # the way to the key owner is open for the length of one query only
             processes.settle()
-        finished = self.backend.results(output)
         with self.machine.recorder.op("save"):
             return [device.save_result(cipher.data) for cipher in finished]
 

@@ -80,15 +80,15 @@ class Costs:
         return residues * (inputs * split + outputs * joined) + 2 * ring_degree * products * multiplied
 
     def sharing_s(
-        self, slowest_s: float, processes: int, residues_sent: int, held_bytes: int = 1 << 30, times: int = 1
+        self, slowest_s: float, processes: int, residues_sent: int, held_bytes: int = 1 << 30, loops: int = 1
     ) -> float:
         """Seconds of work shared between processes, the slowest of which takes ``slowest_s`` alone: all are slower
-        ``together``, each is started so many times, the longer the more memory its parent holds, and what others made
-        is sent.
+        ``together``, each is started once for each of the ``loops``, the longer the more memory its parent holds, and
+        what others made is sent.
         """
         start = self.rates["processes"] + self.rates["held_bytes"] * held_bytes
         sent = self.rates["residues_sent"] * residues_sent
-        return self.rates["together"] * slowest_s + times * (processes - 1) * start + sent
+        return self.rates["together"] * slowest_s + loops * (processes - 1) * start + sent
 
     def key_generation_s(self, ring_degree: int, primes: int) -> float:
         """Seconds to make one key-switching key of ``primes`` primes, the special one included."""

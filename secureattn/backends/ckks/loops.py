@@ -63,15 +63,15 @@ class Loops:
         items: Iterable[Item],
         *,
         alike: Callable[[Item], object] | None = None,
-        times: int = 1,
+        loops: int = 1,
     ) -> list[Cipher]:
         """``compute`` of every item, a unit each, independent of each other; it opens no operation of the ledger.
 
         Items with equal ``alike``, which must name every ciphertext by its id and whatever else decides what is done
         with it, cost the same: a plan looks at one of them. Ciphertexts need none, being alike if they are the same.
-        ``times``: how many loops of a run this one stands for in a plan.
+        ``loops``: how many loops of a run this one stands for in a plan.
         """
-        return self.over(self.place.begin(), compute, items, alike=alike, times=times)
+        return self.over(self.place.begin(), compute, items, alike=alike, loops=loops)
 
     def over(
         self,
@@ -80,7 +80,7 @@ class Loops:
         items: Iterable[Item],
         *,
         alike: Callable[[Item], object] | None = None,
-        times: int = 1,
+        loops: int = 1,
     ) -> list[Cipher]:
         """``map``, as the loop of this name."""
         numbered = list(enumerate(items))
@@ -90,7 +90,7 @@ class Loops:
 
         if self.demand is not None:
             keys = [id(item) if isinstance(item, Cipher) else alike(item) if alike else i for i, item in numbered]
-            return self._modelled(loop, keys, lambda i: unit(*numbered[i]), times)
+            return self._modelled(loop, keys, lambda i: unit(*numbered[i]), loops)
         return self._shared(loop, lambda some: [unit(i, item) for i, item in some], numbered)
 
     def map_together(

@@ -49,7 +49,7 @@ class MaskedRefresh:
         recorder = machine.recorder
         recorder.primitive("rounds")
         if isinstance(machine.device, NullDevice):
-            fresh = machine.map(self._modelled, ciphers, times=3)  # masks go on, are answered, and come off
+            fresh = machine.map(self._modelled, ciphers, loops=3)  # masks go on, are answered, and come off
             sent = len(ciphers) * stored_bytes(parameters, level=1) + sum(
                 fresh_bytes(parameters, c.level) for c in fresh
             )
