@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from ckks_runs import ONESHOT_PROTOCOL, REFRESH_PROTOCOL, Job, apart, encrypted,
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = Path("out") / "ckks"
 IMAGES = 360
-TURNS = 2
+TURNS = 3
 """Samples of a whole run, at each number of workers."""
 
 SINGLE = 5
@@ -74,6 +75,17 @@ class Setting:
         found: dict[str, float] = apart(_calibrated, self.costs, rings)["result"]
         return found
 
+    def pace(self) -> float:
+        """How many times longer primitives take now than when they were calibrated."""
+        return float(apart(_pace, self.costs)["result"])
+
+    def timed(self, job: Job) -> dict[str, Any]:
+        """A run, and the machine's pace right before and after it."""
+        before = self.pace()
+        run = apart(encrypted, job)
+        run["result"]["pace"] = [before, self.pace()]
+        return run
+
     def job(self, model: str, protocol: str, samples: int, layout: str = "auto") -> Job:
         """So many of a model's samples on all cores."""
         return Job(model, protocol, samples, workers=self.workers, layout=layout, costs=str(self.costs))
@@ -111,7 +123,7 @@ def digits(setting: Setting) -> dict[str, Any]:
     for turn in range(TURNS):
         _tell(f"digits: turn {turn + 1} of {TURNS}")
         setting.calibrate(1 << 14)
-        runs += [apart(encrypted, replace(job, workers=workers)) for workers in dict.fromkeys((1, setting.workers))]
+        runs += [setting.timed(replace(job, workers=workers)) for workers in dict.fromkeys((1, setting.workers))]
         if setting.workers > 1:
             at_once.append(side_by_side(encrypted, replace(job, workers=1), copies=setting.workers))
     return {"runs": runs, "at_once": at_once, "watched": watched}
@@ -129,7 +141,7 @@ def dense(setting: Setting) -> dict[str, Any]:
         setting.calibrate(1 << 14)
     batch = apart(planned, replace(job, layout="batch"))["result"]
     watched = apart(encrypted, job, watched=True)
-    runs = [watched] if setting.quick else [apart(encrypted, replace(job, first=i)) for i in range(SINGLE)]
+    runs = [watched] if setting.quick else [setting.timed(replace(job, first=i)) for i in range(SINGLE)]
     return {"runs": runs, "watched": watched, "batch_plan": batch}
 
 
@@ -137,7 +149,7 @@ def oneshot(setting: Setting) -> dict[str, Any]:
     """The whole test set in one round trip; slots beyond it repeat a query, so a full batch costs the same."""
     setting.calibrate(1 << 14, 1 << 15)
     job = setting.job("digits-vit-oneshot", ONESHOT_PROTOCOL, IMAGES)
-    return {"runs": [run := apart(encrypted, job, watched=True)], "watched": run}
+    return {"runs": [setting.timed(job)], "watched": apart(encrypted, job, watched=True)}
 
 
 def growth(setting: Setting) -> dict[str, Any]:
@@ -177,6 +189,17 @@ def _calibrated(file: Path, rings: Sequence[int]) -> dict[str, float]:
         costs = replace(costs, primitives=primitives)
     calibration.save(costs, file)
     return dict(costs.rates)
+
+
+def _pace(file: Path, ring: int = 1 << 14, level: int = 4) -> float:
+    """The median over primitives of what they take now over what the costs say."""
+    from secureattn.backends.ckks import calibration
+    from secureattn.backends.ckks.parameters import chain, most_levels
+    from secureattn.backends.ckks.primitives import Bench
+
+    costs, bench = calibration.load(file), Bench.made(chain(ring, most_levels(ring)))
+    assert costs is not None
+    return statistics.median(s / costs.primitive_s(name, ring, level + 1) for name, s in bench.primitives(level))
 
 
 def _products(size: Size) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def _right(runs: Sequence[Part], error: float) -> Iterator[Check]:
 
 
 def _predicted(name: str, runs: Sequence[Part]) -> Check:
-    off = abs(median(runs, lambda run: online(run) / run["predicted"]["online"]) - 1)
-    return _most(f"{name}: online s measured, off the predicted by", off, PREDICTION)
+    off = abs(median(runs, lambda run: online(run) / run["predicted"]["online"] / pace(run)) - 1)
+    return _most(f"{name}: online s measured, off the predicted at the pace of then by", off, PREDICTION)
 
 
 def _memory(name: str, run: Part, *, bounded: bool = True) -> Iterator[Check]:
@@ -162,6 +162,11 @@ def results(runs: Sequence[Part]) -> list[Part]:
 def online(run: Part) -> float:
     """Measured seconds of the online phase."""
     return float(run["seconds"]["online"])
+
+
+def pace(run: Part) -> float:
+    """How many times longer primitives took around a run than when its plan's costs were measured."""
+    return statistics.mean(run.get("pace", [1.0]))
 
 
 def median(runs: Sequence[Part], figure: Callable[[Part], float]) -> float:
@@ -251,7 +256,7 @@ def _run_table(columns: Sequence[tuple[str, Sequence[Part]]]) -> str:
         cells = []
         for _, runs in columns:
             spent = median(runs, lambda run, phase=phase: run["seconds"].get(phase, 0.0))
-            predicted = median(runs, lambda run, phase=phase: run["predicted"].get(phase, 0.0))
+            predicted = median(runs, lambda run, phase=phase: run["predicted"].get(phase, 0.0) * pace(run))
             cells.append(f"{units.seconds(spent)} ({units.seconds(predicted)})" if spent or predicted else "--")
         lines.append(f"| {phase} | {' | '.join(cells)} |")
     for name in ("query", "refresh", "result"):
@@ -285,7 +290,8 @@ def _notes(document: Mapping[str, Any]) -> str:
         notes.insert(0, f"Provisional: not one run, parts come from different revisions ({'; '.join(commits)}).")
     if "digits" in parts:
         used = sorted({run["predicted_with"] for run in results(parts["digits"]["runs"])})
-        notes.append(f"Predicted with {'; '.join(used)}.")
+        paces = [run["pace"] for name in ("digits", "dense", "oneshot") for run in paced(parts, name)]
+        notes.append(f"Predicted with {'; '.join(used)}{_pace_note(paces)}.")
         loads = [load for run in parts["digits"]["runs"] for load in run["load"]]
         notes.append(f"The machine's load was {min(loads):.1f} to {max(loads):.1f} around the batch runs.")
         if parts["digits"]["at_once"]:
@@ -309,6 +315,20 @@ def _notes(document: Mapping[str, Any]) -> str:
             f"The one-round batch holds {capacity} images: 360 are real, the rest repeat one at the same cost."
         )
     return " ".join(notes) + "\n"
+
+
+def paced(parts: Mapping[str, Part], name: str) -> list[Part]:
+    """Runs of a part with the machine's pace around each."""
+    return [run for run in results(parts[name]["runs"]) if "pace" in run] if name in parts else []
+
+
+def _pace_note(paces: Sequence[Sequence[float]]) -> str:
+    if not paces:
+        return ""
+    return (
+        f", times the machine's pace right before and after each run: primitives took {min(map(min, paces)):.2f} to "
+        f"{max(map(max, paces)):.2f} times what they had taken a minute before, when they were calibrated"
+    )
 
 
 def _peer_note(parts: Mapping[str, Part]) -> str:

@@ -142,11 +142,9 @@ def computed(seconds: Mapping[str, float]) -> float:
 
 def held_bytes(pid: int, *, itself: bool = False) -> int:
     """Bytes of memory that the descendants of a process hold together, and with ``itself`` the process too: each
-    page once, and files that live in memory alone.
+    page once.
     """
-    family = ([pid] if itself else []) + list(_descendants(pid))
-    files = {key: size for one in family for key, size in _memory_files(one)}
-    return sum(map(_proportional_bytes, family)) + sum(files.values())
+    return sum(map(_proportional_bytes, ([pid] if itself else []) + list(_descendants(pid))))
 
 
 def _planned(job: Job) -> tuple[Any, float]:
@@ -187,18 +185,3 @@ def _proportional_bytes(pid: int) -> int:
     except OSError:
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-def _memory_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """What worker processes send: written to and read from, not mapped, so no share of any process."""
-    try:
-        handles = list(Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return
-    for handle in handles:
-        try:
-            if str(handle.readlink()).startswith("/memfd:"):
-                about = handle.stat()
-                yield (about.st_dev, about.st_ino), 512 * about.st_blocks
-        except OSError:
-            continue

@@ -41,7 +41,8 @@ def run(model: str = "digits-vit", **changed: Any) -> dict[str, Any]:
         "capacity": 512,
         "predicted_with": "typical costs",
         "seconds": dict(PHASES),
-        "predicted": {**PHASES, "online": 7.5},
+        "predicted": {**PHASES, "online": 3.75},
+        "pace": [1.5, 2.5],
         "predicted_peak_bytes": 2_200_000_000,
         "counts": {"rounds": 5, "ct_products": 100},
         "bytes": {"query": 3600, "refresh": 36000, "result": 360},
@@ -74,7 +75,7 @@ def good_parts(modules: dict[str, ModuleType]) -> dict[str, Any]:
     """Every part, every bar met."""
     one = run(model="one", samples=1, layout="dense")
     twice = {**slower(1.7), "online": 14.0}
-    single = run(workers=1, seconds=twice, predicted=twice)
+    single = run(workers=1, seconds=twice, predicted=twice, pace=[1.0, 1.0])
     whole = run("digits-vit-oneshot", capacity=1024, counts={"rounds": 0, "ct_products": 1})
     shape = {"tokens": 16, "width": 64, "layers": 2}
     plan = {"predicted": dict(PHASES), "shape": shape}
@@ -122,7 +123,9 @@ def test_every_figure_has_a_bar(modules: dict[str, ModuleType]) -> None:
     assert values["256×256 weights: times faster than multiply_plain and add"] == pytest.approx(0.6 * 256 / 8 / 2)
     assert values["digits-vit: times faster on all cores than on one"] == pytest.approx(17.4 / 10)
     assert values["digits-vit: times faster per image than TenSEAL's CKKSTensor"] == 100.0
-    assert values["digits-vit, 2 workers: online s measured, off the predicted by"] == pytest.approx(8 / 7.5 - 1)
+    assert values[
+        "digits-vit, 2 workers: online s measured, off the predicted at the pace of then by"
+    ] == pytest.approx(8 / 7.5 - 1)
     assert values["digits-vit: peak memory of both roles, GB"] == 2.0
 
 
@@ -130,7 +133,7 @@ FALLS_SHORT: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "64×64 weights: times faster than multiply_plain and add": ("products", [product(64, 0.7)]),
     "digits-vit, 360 images: online s, all cores": (
         "digits",
-        [run(seconds={**PHASES, "online": 60.1}, predicted={**PHASES, "online": 60.0})],
+        [run(seconds={**PHASES, "online": 60.1}, predicted={**PHASES, "online": 30.0})],
     ),
     "digits-vit: accuracy lost by encryption": (
         "digits",
@@ -145,9 +148,9 @@ FALLS_SHORT: dict[str, tuple[str, list[dict[str, Any]]]] = {
         [run(), run(max_abs_error={"encryption": 2e-5, "approximation": 0.0})],
     ),
     "digits-vit: peak memory, off the predicted by": ("digits", [run(predicted_peak_bytes=1_600_000_000)]),
-    "digits-vit, 2 workers: online s measured, off the predicted by": (
+    "digits-vit, 2 workers: online s measured, off the predicted at the pace of then by": (
         "digits",
-        [run(predicted={**PHASES, "online": 11.0})],
+        [run(predicted={**PHASES, "online": 5.5})],
     ),
     "one image: plans that choose the dense layout": ("dense", [run(), run(layout="dense")]),
     "digits-vit-oneshot: refresh rounds": ("oneshot", [run("digits-vit-oneshot", capacity=1024)]),
@@ -200,10 +203,12 @@ def test_the_growth_is_drawn(modules: dict[str, ModuleType], tmp_path: Path) -> 
 # ---- what it measures with --------------------------------------------------------------------------------------
 
 HOLD = """
-import os, sys
+import mmap, os, sys
 held = bytearray(os.urandom(1)) * {bytes}
 file = os.memfd_create("secureattn")
 os.write(file, bytes({bytes}))
+mapped = mmap.mmap(file, {bytes}) if {bytes} else b""
+sum(mapped[::mmap.PAGESIZE])
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -211,7 +216,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def child(size: int) -> Iterator[None]:
-    """A process that holds so many bytes, and as many in a file in memory."""
+    """A process that holds so many bytes, and as many in a file that it maps."""
     command = [sys.executable, "-c", HOLD.format(bytes=size)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -45,11 +45,12 @@ def test_matrix_products_are_splitting_joining_and_multiplying() -> None:
     assert costs.matrix_s(1024, 4, 2, 3, 11) == 2 * 1024 * 4 * (2 * 3.0 + 3 * 5.0) + 2 * 1024 * 11 * 7.0
 
 
-def test_sharing_starts_slows_and_sends() -> None:
-    costs = flat(processes=0.5, held_bytes=0.25, residues_sent=0.125, together=1.5)
-    assert costs.sharing_s(10.0, 3, 8, held_bytes=2) == 1.5 * 10 + 2 * (0.5 + 0.25 * 2) + 8 * 0.125
-    assert costs.sharing_s(10.0, 3, 8, held_bytes=2, loops=3) == 1.5 * 10 + 3 * 2 * (0.5 + 0.25 * 2) + 8 * 0.125
+def test_sharing_slows_waits_and_sends() -> None:
+    costs = flat(processes=0.5, exchanges=0.25, residues_sent=0.125, together=1.5)
+    assert costs.sharing_s(10.0, 3, 8) == 1.5 * 10 + 2 * 0.25 + 8 * 0.125
+    assert costs.sharing_s(10.0, 3, 8, exchanges=3) == 1.5 * 10 + 3 * 2 * 0.25 + 8 * 0.125
     assert costs.sharing_s(10.0, 1, 0) == 15.0
+    assert [costs.team_s(processes) for processes in (1, 3)] == [0.0, 1.0]
 
 
 def test_keys_grow_with_ring_and_primes_squared() -> None:
@@ -121,7 +122,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> object:
     """Little is measured, and quickly."""
     primitives = pytest.importorskip("secureattn.backends.ckks.primitives")
     monkeypatch.setattr(primitives, "_COLD_BYTES", 1 << 20)
-    monkeypatch.setattr(primitives, "_HELD_MIB", 64)
     return primitives.Bench.made(chain(1 << 13, 2))
 
 
@@ -136,7 +136,7 @@ def test_every_primitive_is_measured_at_every_level_it_can_run_at(bench: object)
 @pytest.mark.skipif(not processes.available(), reason="work is shared on Linux only")
 def test_sharing_gives_rates_of_every_kind(bench: object) -> None:
     rates = bench.sharing()  # type: ignore[attr-defined]
-    assert set(rates) == {"processes", "held_bytes", "residues_sent", "together"}
+    assert set(rates) == {"processes", "exchanges", "residues_sent", "together"}
     assert rates["together"] >= 1
     assert all(math.isfinite(rate) and rate >= 0 for rate in rates.values())
 
@@ -161,7 +161,7 @@ def test_costs_come_back_as_they_were_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format", 2),
+        ("format", 1),
         ("machine", {"cpu": "another", "cores": 2, "tenseal": "0.3.16"}),
         ("machine", {**calibration.machine(), "cores": 10**6}),
         ("machine", {**calibration.machine(), "tenseal": "0.0"}),
@@ -181,7 +181,7 @@ def rows(rings: object) -> dict[str, object]:
 def damaged(**changes: object) -> str:
     rings = {str(ring): list(row) for ring, row in TYPICAL.primitives["rotations"].items()}
     whole = {
-        "format": 1,
+        "format": 2,
         "machine": calibration.machine(),
         "date": "2026-01-02",
         "primitives": rows(rings),

@@ -791,8 +791,8 @@ def run_encrypted(plan: Plan, x: Array, levels: int, workers: int = 1) -> tuple[
     network = Encoder(plan.folded(), backend)
     backend.prepare(network, x.shape)
     with backend.recorder.phase("online"):
-        out = network(both.encrypted(backend, x))
-        finished = backend.results(out)
+        encrypted = both.encrypted(backend, x)
+        out, finished = backend.machine.together(lambda: (out := network(encrypted), backend.results(out)))
     assert out.level == planned.output.level
     slots = both.decrypted(finished)
     assert_close(read(out, slots, 1e-4), dense_unpack(slots, out.shape, backend.layout), 1e-4, "copies differ by noise")

@@ -97,8 +97,8 @@ def test_the_largest_sums_are_exact(bits: int, inputs: int, sign: int) -> None:
 
 
 def test_polynomials_longer_than_a_block() -> None:
-    """Columns are handled some thousand at a time; the last of them are fewer."""
-    prime, degree = prime_below(1 << 40), gemm._COLUMNS + 5
+    """Columns are handled some thousand at a time."""
+    prime, degree = prime_below(1 << 40), 2 * gemm._COLUMNS
     rng = np.random.default_rng(SEED)
     x = [rng.integers(0, prime, size=(2, 1, degree), dtype=np.uint64) for _ in range(3)]
     weights = rng.integers(-EXTREME, EXTREME, size=(2, 3))

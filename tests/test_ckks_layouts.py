@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
+import os
 import tempfile
 import weakref
 from collections import Counter
@@ -460,15 +462,35 @@ def test_a_run_holds_what_is_planned(layout: str, monkeypatch: pytest.MonkeyPatc
 
 
 @needs_tenseal
+@pytest.mark.parametrize(("workers", "worth"), [(3, None), (2, frozenset({(0,)}))], ids=["all", "one"])
+def test_a_run_by_several_processes(workers: int, worth: frozenset[tuple[int, ...]] | None) -> None:
+    """With refreshes, whichever loops are shared: the clear run's scores, and the counts of the plan."""
+    plan = make_plan(model_of(PAIR), protocol("batch"), samples=2, workers=1)
+    part, x = ckks_part(plan), inputs_of(PAIR, 2)
+    assert part.schedule
+    shared = dataclasses.replace(part, workers=workers, worth=worth)
+    run = execute(dataclasses.replace(plan, workers=workers, ckks=shared), x)
+    assert_close(run.outputs, clear_run(plan, x).outputs, 1e-5, "noise")
+    for name in ("ct_products", "rotations", "rescales", "refreshes", "bytes_sent", "rounds"):
+        assert run.ledger.total(name) == part.recorder.total(name), name
+
+
+@needs_tenseal
 def test_a_run_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loop shared, that of the results too, which is the last: all are waited for, and their memory is given
-    back.
-    """
-    made, share = [], processes.shared
-    monkeypatch.setattr(processes, "shared", lambda own, others: made.append(len(others)) or share(own, others))
+    """Every loop shared, that of the results too, which is the last: all are gone, and their memory is given back."""
+    forked, child = [], processes.Child.__init__
+
+    def counted(self: processes.Child, *arguments: Any) -> None:
+        child(self, *arguments)
+        forked.append(self.pid)
+
+    monkeypatch.setattr(processes.Child, "__init__", counted)
     plan = make_plan(model_of(PAIR), protocol("batch"), samples=2, workers=2)
     everything = dataclasses.replace(ckks_part(plan), worth=None)
     execute(dataclasses.replace(plan, ckks=everything), inputs_of(PAIR, 2))
-    assert made
-    assert not processes._leaving
-    assert not processes._spare
+    assert len(forked) == 2  # one helps the server, one the client
+    for pid in forked:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    gc.collect()
+    assert "memfd:secureattn" not in Path("/proc/self/maps").read_text()

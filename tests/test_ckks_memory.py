@@ -182,6 +182,19 @@ def test_a_layout_by_hand() -> None:
 
 
 @linux_only
+def test_a_ciphertext_can_borrow_memory(small: Sides) -> None:
+    """Where this is not recognised, processes copy what others have made."""
+    layout, ct = seal.layouts().ciphertext, small.fresh(0)
+    assert layout is not None
+    assert layout.borrowed is not None
+    header, words = [*small.ring.parms_ids[0], 1, 2, small.parameters.ring_degree, 1, 0, 1], layout.words(ct)
+    assert not layout.lend(ct, header, words)  # it has memory of its own
+    assert not layout.lend(sealapi.Ciphertext(), header[1:], words)
+    assert not Layout(layout.count, layout.data).lend(sealapi.Ciphertext(), header, words)
+    assert small.device.level(ct) == 0
+
+
+@linux_only
 @pytest.mark.parametrize(
     ("stand", "header", "values"),
     [
@@ -335,15 +348,26 @@ def test_sent_between_processes(way: str, small: Sides) -> None:
     ct = small.fresh()
     for one in (ct, small.device.square(ct)):
         sent = small.device.memory(one).copy()
-
-        def read(into: Any, sent: Array = sent) -> None:
-            into[:] = sent
-
-        again = small.device.received(read, one.size(), 3, one.scale)
+        again = small.device.over(sent.reshape(-1), one.size(), 3, one.scale)
         assert np.array_equal(small.device.residues(again), sent)
+        assert np.shares_memory(small.device.residues(again), sent) == (way == "in place")
         assert again.is_ntt_form()
         assert again.scale == one.scale
         assert np.abs(small.decrypted(again) - small.decrypted(one)).max() == 0
+
+
+def test_borrowed_memory_is_neither_written_nor_freed(small: Sides) -> None:
+    """What is computed from a ciphertext over memory of ours goes elsewhere; and the memory outlives it."""
+    ct = small.fresh()
+    words = small.device.memory(ct).copy()
+    kept = words.copy()
+    for _ in range(20):
+        over = small.device.over(words.reshape(-1), 2, 3, ct.scale)
+        made = [small.device.square(over), small.device.rescale(over), small.device.add(over, over), over]
+        small.device.accumulate(made[2], over)
+        del over, made
+        assert np.array_equal(words, kept)
+    assert np.abs(small.decrypted(small.device.over(words.reshape(-1), 2, 3, ct.scale)) - small.x).max() < 1e-7
 
 
 def test_both_ways_give_the_same_bits(small: Sides, by_files: Callable[[Callable[[], Any]], Any]) -> None:

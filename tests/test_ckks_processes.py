@@ -1,32 +1,26 @@
-"""Work shared between processes: results and their order, errors, processes that die, what is left when all is over."""
+"""Children: what is said and how it ends; pools: results and their order, errors, what is left when all is over."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib.util
-import mmap
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forked import FOREVER_S, Shared, children, open_files, wait_for
 
 from secureattn.backends.ckks import processes
-from secureattn.backends.ckks.processes import Delivery, Parcel, gathered, portions, shared
+from secureattn.backends.ckks.processes import Child, Link, Pool, collected, portions
 from secureattn.errors import CapabilityError, EngineError, InputError, PlanError
 
 pytestmark = pytest.mark.skipif(not processes.available(), reason="processes share work on Linux only")
 needs_tenseal = pytest.mark.skipif(importlib.util.find_spec("tenseal") is None, reason="TenSEAL is not installed")
-
-FOREVER_S = 60
 
 
 @pytest.fixture(autouse=True)
@@ -34,30 +28,25 @@ def nothing_is_left() -> Iterator[None]:
     """After every test: no child, running or dead, and as many open files as before."""
     before = open_files(), children()
     yield
-    processes.settle()
     assert (open_files(), children()) == before
 
 
-def open_files() -> list[str]:
-    return sorted(path.name for path in Path("/proc/self/fd").iterdir() if path.exists())
+@pytest.fixture
+def child() -> Iterator[Callable[[Callable[[Link], object]], Child]]:
+    """Children, ended after the test."""
+    made: list[Child] = []
+
+    def fork(work: Callable[[Link], object]) -> Child:
+        made.append(Child(work, made))
+        return made[-1]
+
+    yield fork
+    for one in made:
+        one.end()
+        one.end()  # once is enough
 
 
-def children() -> set[str]:
-    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
-
-
-def told(text: str) -> Callable[[], Parcel]:
-    return lambda: Parcel([], text)
-
-
-def closed(deliveries: Sequence[Delivery]) -> list[Any]:
-    """Notes; everything given back."""
-    for delivery in deliveries:
-        delivery.close()
-    return [delivery.note for delivery in deliveries]
-
-
-# ---- results ----------------------------------------------------------------------------------------------------
+Fork = Callable[[Callable[[Link], object]], Child]
 
 
 @pytest.mark.parametrize("items", range(8))
@@ -71,279 +60,199 @@ def test_portions(items: int, workers: int) -> None:
     assert not sizes or (sizes[-1] > 0 and sizes[0] - sizes[-1] <= 1)
 
 
-@pytest.mark.parametrize("items", [0, 1, 2, 5, 12])
-@pytest.mark.parametrize("workers", [1, 2, 3, 5, 16])
-def test_gathered_in_order_whatever_the_number_of_processes(items: int, workers: int) -> None:
-    found = gathered(lambda i: bytes([i]) * i, list(range(items)), workers)
-    assert found == [bytes([i]) * i for i in range(items)]
+# ---- what is said -----------------------------------------------------------------------------------------------
 
 
-def test_gathered_by_so_many_processes() -> None:
-    pids = gathered(lambda _: os.getpid().to_bytes(8, "little"), list(range(7)), 3)
-    assert [len(list(run)) for run in (pids[:3], pids[3:5], pids[5:])] == [3, 2, 2]
-    assert [len(set(run)) for run in (pids[:3], pids[3:5], pids[5:])] == [1, 1, 1]
-    assert len(set(pids)) == 3
-    assert int.from_bytes(pids[0], "little") == os.getpid()
+def echo(link: Link) -> None:
+    while True:
+        link.send(*link.receive())
 
 
-def test_without_processes_it_is_all_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "available", lambda: False)
-    assert set(gathered(lambda _: bytes([os.getpid() % 251]), [1, 2, 3], 3)) == {bytes([os.getpid() % 251])}
+def test_what_is_sent_comes_back(child: Fork) -> None:
+    """Notes with floats to the last bit, bytes of any length, more than a pipe holds."""
+    echoing = child(echo)
+    large = np.random.default_rng(0).bytes(5_000_003)
+    for message in ((None, []), ({"x": [1, 2.0**-1074, 1 / 3, "α"]}, [b""]), ("n" * 300_000, [b"ab", large, b""])):
+        echoing.send(*message)
+        assert echoing.receive() == message
 
 
-def test_a_parcel_is_read_in_order() -> None:
-    array = np.arange(12, dtype=np.uint64).reshape(3, 4)
-    own, (first, second) = shared(
-        lambda: "own", [lambda: Parcel([b"ab", array, b"", b"c"], {"x": [1, None]}), told("second")]
-    )
-    assert own == "own"
-    assert first.note == {"x": [1, None]}
-    assert first.sizes == [2, 96, 0, 1]
-    into = np.zeros_like(array)
-    assert first.read_bytes() == b"ab"
-    first.read(into)
-    assert np.array_equal(into, array)
-    assert (first.read_bytes(), first.read_bytes()) == (b"", b"c")
-    assert closed([first, second])[1] == "second"
-
-
-def test_a_buffer_of_another_size_is_refused() -> None:
-    _, deliveries = shared(lambda: None, [lambda: Parcel([b"abc"])])
-    with pytest.raises(EngineError, match=r"^a worker process sent 3 bytes where 4 were expected$"):
-        deliveries[0].read(bytearray(4))
-    closed(deliveries)
-
-
-def test_children_see_what_their_parent_held_and_change_none_of_it() -> None:
+def test_children_see_what_their_parent_held_and_change_none_of_it(child: Fork) -> None:
     held = np.arange(5)
 
-    def doubled() -> Parcel:
+    def doubled(link: Link) -> None:
         held[:] *= 2
-        return Parcel([held])
+        link.send(held.tolist())
 
-    own, (delivery,) = shared(lambda: int(held.sum()), [doubled])
-    assert own == 10
-    assert np.array_equal(np.frombuffer(delivery.read_bytes(), dtype=held.dtype), 2 * np.arange(5))
+    assert child(doubled).receive() == ([0, 2, 4, 6, 8], [])
     assert np.array_equal(held, np.arange(5))
-    delivery.close()
 
 
-def test_all_run_at_once() -> None:
-    """Each waits for the others: one after another they would wait for ever."""
-    counter = Shared(4)
+def test_messages_are_read_as_they_come_and_given_in_order(child: Fork) -> None:
+    """The first child speaks once the last has been heard."""
+    heard = Shared(1)
 
-    def arrive(at: int) -> None:
-        counter[at] = 1
-        wait_for(lambda: all(counter[i] for i in range(4)))
+    def last(link: Link) -> None:
+        wait_for(lambda: heard[0] == 1)
+        link.send("late")
 
-    def other(at: int) -> Callable[[], Parcel]:
-        return lambda: Parcel([], arrive(at))
+    class Hearing(Child):
+        def receive(self) -> processes.Message:
+            heard[0] = 1
+            return super().receive()
 
-    _, deliveries = shared(lambda: arrive(0), [other(i) for i in (1, 2, 3)])
-    closed(deliveries)
-
-
-def test_large_deliveries() -> None:
-    """50 MB from each of two children, far more than a pipe holds, before anyone reads."""
-    size = 50_000_003
-
-    def filled(salt: int) -> np.ndarray:
-        return np.random.default_rng(salt).integers(0, 256, size, dtype=np.uint8)
-
-    def sent(salt: int) -> Callable[[], Parcel]:
-        return lambda: Parcel([filled(salt), filled(salt)[:7]], "n" * 200_000)
-
-    _, deliveries = shared(lambda: None, [sent(1), sent(2)])
-    for salt, delivery in enumerate(deliveries, 1):
-        assert delivery.note == "n" * 200_000
-        into = np.empty(size, dtype=np.uint8)
-        delivery.read(into)
-        assert np.array_equal(into, filled(salt))
-        assert delivery.read_bytes() == filled(salt)[:7].tobytes()
-        delivery.close()
+    late = child(last)
+    early = Hearing(lambda link: link.send("early"), [late])
+    assert [note for note, _ in collected([late, early])] == ["late", "early"]
+    early.end()
 
 
-def test_who_has_delivered_is_gone_once_settled() -> None:
-    """Delivered before it is gone: whoever waits for that, waits; whoever shares next, does not."""
-    before = children()
-    _, deliveries = shared(lambda: None, [told("one"), told("two")])
-    assert closed(deliveries) == ["one", "two"]
-    assert len(processes._leaving) == 2
-    processes.settle()
-    assert children() == before
-    assert not processes._leaving
-    processes.settle()
-
-
-def test_memory_is_written_over_and_given_back_once_settled() -> None:
-    """A longer delivery, then a shorter one in the same file: nothing of the first is read."""
-    found, handles = [], []
-    for content in (b"long and old", b"new"):
-        _, (delivery,) = shared(lambda: None, [lambda content=content: Parcel([content])])
-        handles.append(delivery.handle)
-        found.append(delivery.read_bytes())
-        delivery.close()
-        delivery.close()  # once is enough, and twice would give it to two
-    assert found == [b"long and old", b"new"]
-    assert handles[0] == handles[1]
-    assert processes._spare == handles[:1]
-    processes.settle()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(handles[0])
-
-
-def test_settling_what_another_thread_has_waited_for() -> None:
-    _, deliveries = shared(lambda: None, [told("one")])
-    closed(deliveries)
-    (pid,) = processes._leaving
-    os.waitpid(pid, 0)
-    processes.settle()
-    assert not processes._leaving
-
-
-def test_a_report_that_is_cut_short_is_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = processes._write
-
-    def half(handle: int, buffer: Any) -> int:
-        if bytes(buffer).startswith(b"{"):
-            whole(handle, bytes(buffer)[:5])
-            os._exit(7)
-        return whole(handle, buffer)
-
-    monkeypatch.setattr(processes, "_write", half)
-    with pytest.raises(EngineError, match=r"^a worker process died \(status 7\); "):
-        shared(lambda: None, [told("all of it")])
-
-
-# ---- errors -----------------------------------------------------------------------------------------------------
-
-
-def raising(error: BaseException) -> Callable[[], Parcel]:
-    def job() -> Parcel:
-        raise error
-
-    return job
+# ---- how it ends ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [InputError, PlanError, CapabilityError, EngineError])
-@pytest.mark.parametrize("at", [0, 1, 2])
-def test_errors_of_a_child_reach_the_parent_as_they_are(kind: type[Exception], at: int) -> None:
-    jobs = [told("fine"), told("fine"), told("fine")]
-    jobs[at] = raising(kind('levels "run out" at α; use fewer'))
+def test_errors_of_a_child_reach_the_parent_as_they_are(child: Fork, kind: type[Exception]) -> None:
+    def failing(_: Link) -> None:
+        raise kind('levels "run out" at α; use fewer')
+
     with pytest.raises(kind) as caught:
-        shared(lambda: None, jobs)
+        child(failing).receive()
     assert type(caught.value) is kind
     assert str(caught.value) == 'levels "run out" at α; use fewer'
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), KeyboardInterrupt(), SystemExit(3), MemoryError()])
-def test_other_errors_are_named(error: BaseException) -> None:
+def test_other_errors_are_named(child: Fork, error: BaseException) -> None:
+    def failing(_: Link) -> None:
+        raise error
+
     with pytest.raises(EngineError) as caught:
-        shared(lambda: None, [raising(error)])
+        child(failing).receive()
     assert str(caught.value) == f"a worker process failed: {type(error).__name__}: {error}"
 
 
-def test_a_note_that_is_no_json_is_an_error_and_no_hang() -> None:
-    with pytest.raises(EngineError, match="a worker process"):
-        shared(lambda: None, [lambda: Parcel([], object())])
+def test_a_note_that_is_no_json_is_an_error_and_no_hang(child: Fork) -> None:
+    with pytest.raises(EngineError, match=r"^a worker process failed: TypeError: "):
+        child(lambda link: link.send(object())).receive()
 
 
-def test_errors_while_gathering() -> None:
-    def compute(item: int) -> bytes:
+@pytest.mark.parametrize("status", [0, 7])
+def test_a_child_that_exits_by_itself(child: Fork, status: int) -> None:
+    with pytest.raises(EngineError, match=rf"^a worker process died \(status {status}\); "):
+        child(lambda _: os._exit(status)).receive()
+
+
+def test_a_child_that_is_killed_in_the_middle_of_a_word(child: Fork) -> None:
+    """One error in one sentence."""
+
+    def killed(link: Link) -> None:
+        os.write(link.way.fileno(), b"\0\0\0\x20half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(EngineError) as caught:
+        child(killed).receive()
+    assert str(caught.value).startswith("a worker process died (status -9); ")
+    assert "\n" not in str(caught.value)
+
+
+def test_telling_a_child_that_has_failed_says_why(child: Fork) -> None:
+    def failing(_: Link) -> None:
+        raise InputError("item 4 is damaged")
+
+    one = child(failing)
+    wait_for(lambda: one.link.way.poll())  # it has said so, and ends
+    wait_for(lambda: not alive(one.pid))
+    with pytest.raises(InputError, match=r"^item 4 is damaged$"):
+        one.send(None, [bytes(5_000_000)])
+
+
+def test_a_death_is_heard_while_another_is_busy(child: Fork) -> None:
+    sleeping, dead = child(lambda _: time.sleep(FOREVER_S)), child(lambda _: os._exit(3))
+    with pytest.raises(EngineError, match=r"^a worker process died \(status 3\); "):
+        collected([sleeping, dead])
+
+
+def test_children_end_with_their_parent(child: Fork) -> None:
+    """Killed, it can end nobody; each child hears of it, though siblings know of its link."""
+    pids = Shared(3)
+
+    def parent(_: Link) -> None:
+        made: list[Child] = []
+        for at in range(2):
+
+            def listening(link: Link, at: int = at) -> None:
+                pids[at] = os.getpid()
+                link.receive()
+
+            made.append(Child(listening, made))
+        wait_for(lambda: pids[0] and pids[1])
+        pids[2] = 1
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child(parent)
+    wait_for(lambda: pids[2] == 1)
+    wait_for(lambda: not any(alive(pids[at]) for at in range(2)))
+
+
+def alive(pid: int) -> bool:
+    """Running, and not waiting for a parent to hear that it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# ---- pools ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("items", [0, 1, 2, 5, 12])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_pools_answer_in_order_whatever_the_number_of_processes(items: int, workers: int) -> None:
+    with closing(Pool(lambda blob, note: blob * note, workers)) as pool:
+        for _ in range(3):
+            found = pool.map([bytes([i]) for i in range(items)], list(range(items)))
+            assert found == [bytes([i]) * i for i in range(items)]
+
+
+def test_pools_have_so_many_processes_for_all_their_life() -> None:
+    with closing(Pool(lambda *_: os.getpid().to_bytes(8, "little"), 3)) as pool:
+        pids = pool.map([b""] * 7, [None] * 7)
+        assert [len(set(run)) for run in (pids[:3], pids[3:5], pids[5:])] == [1, 1, 1]
+        assert len(set(pids)) == 3
+        assert int.from_bytes(pids[0], "little") == os.getpid()
+        assert pool.map([b""] * 7, [None] * 7) == pids
+
+
+def test_without_processes_it_is_all_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "available", lambda: False)
+    with closing(Pool(lambda *_: bytes([os.getpid() % 251]), 3)) as pool:
+        assert set(pool.map([b""] * 3, [None] * 3)) == {bytes([os.getpid() % 251])}
+
+
+def test_large_questions_and_answers() -> None:
+    """50 MB to each of two processes and back, far more than a pipe holds."""
+    blobs = [np.random.default_rng(salt).bytes(50_000_003) for salt in range(2)]
+    with closing(Pool(lambda blob, note: blob[::-1] + note.encode(), 2)) as pool:
+        assert pool.map(blobs, ["a", "b"]) == [blobs[0][::-1] + b"a", blobs[1][::-1] + b"b"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_errors_of_any_process_of_a_pool(workers: int) -> None:
+    def compute(_: bytes, item: Any) -> bytes:
         if item == 4:
             raise InputError("item 4 is damaged")
         return b"fine"
 
-    for workers in (1, 2, 5):
-        with pytest.raises(InputError, match=r"^item 4 is damaged$"):
-            gathered(compute, list(range(5)), workers)
-
-
-def test_a_child_that_is_killed() -> None:
-    """One error in one sentence; the others are ended."""
-    pids = Shared(1)
-
-    def killed() -> Parcel:
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
-
-    with pytest.raises(EngineError) as caught:
-        shared(lambda: wait_for(lambda: pids[0] != 0), [killed, sleeping(pids, 0)])
-    assert str(caught.value).startswith("a worker process died (status -9); ")
-    assert "\n" not in str(caught.value)
-    assert not running(pids[0])
-
-
-def test_a_child_that_exits_by_itself() -> None:
-    with pytest.raises(EngineError, match=r"^a worker process died \(status 0\); "):
-        shared(lambda: None, [lambda: os._exit(0)])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, InputError])
-def test_an_error_of_the_parent_ends_its_children(error: type[BaseException]) -> None:
-    pids = Shared(2)
-
-    def own() -> None:
-        wait_for(lambda: pids[0] != 0 and pids[1] != 0)
-        raise error
-
-    with pytest.raises(error):
-        shared(own, [sleeping(pids, 0), sleeping(pids, 1)])
-    assert not running(pids[0])
-    assert not running(pids[1])
-
-
-def test_ctrl_c_ends_a_whole_run(tmp_path: Path) -> None:
-    """From a terminal, which interrupts parent and children alike: the parent ends them, and says so once."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import signal
-            import time
-            from secureattn.backends.ckks.processes import Parcel, shared
-
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-
-            def sleep():
-                time.sleep({FOREVER_S})
-                return Parcel([])
-
-            def own():
-                print("started", flush=True)
-                time.sleep({FOREVER_S})
-
-            shared(own, [sleep, sleep])
-            """
-        )
-    )
-    run = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "started\n"
-        os.killpg(run.pid, signal.SIGINT)
-        _, errors = run.communicate(timeout=30)
-        assert errors.count("KeyboardInterrupt") == 1
-        with pytest.raises(ProcessLookupError):
-            os.killpg(run.pid, 0)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
-        run.communicate()
+    with closing(Pool(compute, workers)) as pool, pytest.raises(InputError, match=r"^item 4 is damaged$"):
+        pool.map([b""] * 5, list(range(5)))
 
 
 # ---- randomness -------------------------------------------------------------------------------------------------
 
 
 def test_the_systems_randomness_is_each_processs_own() -> None:
-    drawn = gathered(lambda _: os.urandom(16), list(range(8)), 4)
-    assert len({*drawn, os.urandom(16)}) == 9
+    with closing(Pool(lambda *_: os.urandom(16), 4)) as pool:
+        assert len({*pool.map([b""] * 8, [None] * 8), os.urandom(16)}) == 9
 
 
 @needs_tenseal
@@ -360,59 +269,17 @@ def test_what_processes_encrypt_and_mask_never_repeats() -> None:
     x = np.linspace(-1, 1, parameters.slots)
     ct = device.load(owner.encrypt(x))
     device.rerandomise(ct)  # generators have been used before
-    made: dict[str, Callable[[int], bytes]] = {
-        "rerandomised": lambda _: np.array(device.residues(device.rerandomise(ct))[1]).tobytes(),
-        "zero": lambda _: np.array(device.residues(device.sub(ct, ct))[1]).tobytes(),
-        "masks": lambda _: device.draw_mask(ct.scale).element.high.tobytes(),
-        "symmetric": lambda _: owner.encrypt(x),
+    made: dict[str, Callable[[], bytes]] = {
+        "rerandomised": lambda: np.array(device.residues(device.rerandomise(ct))[1]).tobytes(),
+        "zero": lambda: np.array(device.residues(device.sub(ct, ct))[1]).tobytes(),
+        "masks": lambda: device.draw_mask(ct.scale).element.high.tobytes(),
+        "symmetric": lambda: owner.encrypt(x),
     }
-    for name, compute in made.items():
-        pieces = gathered(compute, list(range(6)), 3)
-        assert len(set(pieces)) == 6, name
-        if name != "symmetric":  # and no word of them in common but by chance
-            words = np.stack([np.frombuffer(piece, dtype=np.uint64) for piece in pieces])
-            same = (words[:, None] == words[None]).mean(axis=-1)[np.triu_indices(6, 1)]
-            assert same.max() < 1e-3, name
-
-
-# ---- children that report through memory ------------------------------------------------------------------------
-
-
-class Shared:
-    """Words that forks see as well."""
-
-    def __init__(self, count: int) -> None:
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
-        self._words = (ctypes.c_int64 * count).from_buffer(self._memory)
-
-    def __getitem__(self, at: int) -> int:
-        return self._words[at]
-
-    def __setitem__(self, at: int, value: int) -> None:
-        self._words[at] = value
-
-
-def sleeping(pids: Shared, at: int) -> Callable[[], Parcel]:
-    """A child that says who it is and sleeps."""
-
-    def job() -> Parcel:
-        pids[at] = os.getpid()
-        time.sleep(FOREVER_S)
-        return Parcel([])
-
-    return job
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < limit, "nothing happened for 30 seconds"
-        time.sleep(0.002)
-
-
-def running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    with closing(Pool(lambda _, name: made[name](), 3)) as pool:
+        for name in made:
+            pieces = pool.map([b""] * 6, [name] * 6)
+            assert len(set(pieces)) == 6, name
+            if name != "symmetric":  # and no word of them in common but by chance
+                words = np.stack([np.frombuffer(piece, dtype=np.uint64) for piece in pieces])
+                same = (words[:, None] == words[None]).mean(axis=-1)[np.triu_indices(6, 1)]
+                assert same.max() < 1e-3, name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -23,6 +22,7 @@ from secureattn.backends.ckks.loops import Loops
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import CkksParameters, chain, most_levels
 from secureattn.backends.ckks.roles import pack
+from secureattn.backends.ckks.team import Team
 from secureattn.backends.ckks.units import Demand, Path, Place
 from secureattn.backends.symbolic import SymbolicCkks, SymbolicDense
 from secureattn.events import Recorder
@@ -244,7 +244,7 @@ class Sides:
             self._encrypted[layout] = [self.device.load(self.owner.encrypt(column)) for column in slots]
         fresh = [Cipher(self.parameters.levels, ct.scale, 2, ct) for ct in self._encrypted[layout]]
         with backend.recorder.phase("online"):
-            out = run(backend, backend.tensor(fresh, X.shape))
+            out = machine.together(lambda: run(backend, backend.tensor(fresh, X.shape)))
         return list(out.parts.flat), backend.recorder
 
     def residues(self, ciphers: list[Cipher]) -> list[Array]:
@@ -401,21 +401,21 @@ def test_processes_are_used_where_a_loop_is_worth_it(
     sides: Callable[[str], Sides], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All loops without a plan, the plan's with one, those of one item never, and none inside another."""
-    forks: Counter[int] = Counter()
-    fork = processes.shared
+    sizes: list[int] = []
+    exchange = Team.exchange
 
-    def counted(own: Any, others: Any) -> Any:
-        forks[len(others)] += 1
-        return fork(own, others)
+    def counted(self: Team, note: Any) -> Any:
+        sizes.append(self.size)  # each process has its own list
+        return exchange(self, note)
 
-    monkeypatch.setattr(processes, "shared", counted)
+    monkeypatch.setattr(Team, "exchange", counted)
     both, run = sides("batch"), OPERATIONS["polynomial"]
     alone = both.residues(both.run("batch", run)[0])
-    assert not forks
-    for worth, expected in ((None, {2: 2}), ((), {}), (((1,),), {2: 1}), (((7,),), {})):  # input, polynomial
-        forks.clear()
+    assert not sizes
+    for worth, expected in ((None, [3, 3]), ((), []), (((1,),), [3]), (((7,),), [])):  # input, polynomial
+        sizes.clear()
         made, _ = both.run("batch", run, workers=3, worth=worth)
-        assert forks == expected
+        assert sizes == expected
         assert all(np.array_equal(a, b) for a, b in zip(both.residues(made), alone, strict=True))
 
 

@@ -46,9 +46,9 @@ def show(costs: Costs, console: Console) -> None:
         f"{1e9 * rates['matrix_outputs']:.3g} a residue out, {1e9 * rates['matrix_products']:.3g} a product"
     )
     console.print(
-        f"processes: {1e3 * rates['processes']:.3g} ms to start one and {1e3 * 2**30 * rates['held_bytes']:.3g} "
-        f"ms for every GiB held, {1e9 * rates['residues_sent']:.3g} ns a residue sent, work together takes "
-        f"{rates['together']:.2f} times as long"
+        f"processes: {1e3 * rates['processes']:.3g} ms to start one, {1e3 * rates['exchanges']:.3g} ms to wait for "
+        f"one, {1e9 * rates['residues_sent']:.3g} ns a residue shown, work together takes {rates['together']:.2f} "
+        "times as long"
     )
 
 

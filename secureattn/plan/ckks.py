@@ -157,6 +157,8 @@ def _phases(parameters: CkksParameters, backend: Symbolic, rotations: int, batch
     costs = backend.machine.costs
     keys = (rotations + 2) * costs.key_generation_s(parameters.ring_degree, parameters.levels + 2)
     again = {phase: batches * backend.recorder.seconds(phase) for phase in ("encrypt", "online", "refresh", "decrypt")}
+    if backend.machine.worth:
+        again["online"] += batches * costs.team_s(backend.machine.workers)
     seconds = {"keys": keys, "setup": backend.recorder.seconds("setup"), **again}
     return {**seconds, "total": sum(seconds.values())}
 

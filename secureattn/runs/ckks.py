@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 
-from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.cipher import Cipher
 from secureattn.backends.ckks.dense import DenseTensor
@@ -16,6 +16,7 @@ from secureattn.backends.ckks.dense_layout import dense_pack, dense_unpack
 from secureattn.backends.ckks.evaluator import SealEvaluator
 from secureattn.backends.ckks.keys import KeyOwner
 from secureattn.backends.ckks.machine import Machine
+from secureattn.backends.ckks.processes import Pool
 from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack
 from secureattn.errors import EngineError, InputError
 from secureattn.events import Event, Recorder
@@ -36,6 +37,7 @@ class Client:
         self.plan = plan
         self.layout: CkksPlan = plan.ckks
         self.owner = KeyOwner.generate(self.layout.parameters, self.layout.rotations)
+        self._pool = Pool(self._refreshed, self.layout.workers if self.layout.schedule else 1)
 
     @property
     def evaluation_keys(self) -> Any:
@@ -56,16 +58,20 @@ class Client:
 
     def refresh(self, blobs: Sequence[bytes], levels: Sequence[int]) -> list[bytes]:
         """Masked ciphertexts → the same values afresh, each on its level."""
+        return self._pool.map(blobs, levels)
 
-        def one(pair: tuple[bytes, int]) -> bytes:
-            return self.owner.refresh([pair[0]], [pair[1]])[0]
-
-        return processes.gathered(one, list(zip(blobs, levels, strict=True)), self.layout.workers)
+    def close(self) -> None:
+        """End the processes that refresh."""
+        self._pool.close()
 
     def decrypt(self, blobs: Sequence[bytes], samples: int) -> Array:
         """Ciphertexts of class scores → ``[B,C]``, flooded where the protocol says they will be shared."""
         scores = self._scores(blobs, samples)
         return self.layout.flooding.published(scores) if self.layout.flooding else scores
+
+    def _refreshed(self, blob: bytes, level: int) -> bytes:
+        (fresh,) = self.owner.refresh([blob], [level])
+        return fresh
 
     def _scores(self, blobs: Sequence[bytes], samples: int) -> Array:
         """``tokens`` classes in each, or all in one."""
@@ -92,7 +98,7 @@ class Server:
             SealEvaluator(self.plan.parameters, evaluation_keys),
             recorder,
             ceilings=self.plan.ceilings,
-            workers=self.plan.workers if processes.available() else 1,
+            workers=self.plan.workers,
             worth=self.plan.worth,
             costs=plan.costs,
         )
@@ -112,14 +118,17 @@ class Server:
             ciphers = [self._loaded(device.load(blob), level) for blob, level in zip(blobs, levels, strict=True)]
         shape = (samples, self.config.tokens, self.config.features)
         self.backend.refresher = MaskedRefresh(self.machine, refresh)
-        try:
+
+        def results() -> list[bytes]:
             output: Any = self.network(self.backend.tensor(ciphers, shape)).observe(RESULT)
             finished = self.backend.results(output)
+            with self.machine.recorder.op("save"):
+                return [device.save_result(cipher.data) for cipher in finished] if self.machine.leads else []
+
+        try:
+            return self.machine.together(results)
         finally:
             self.backend.refresher = None  # the way to the key owner is open for the length of one query only
-            processes.settle()
-        with self.machine.recorder.op("save"):
-            return [device.save_result(cipher.data) for cipher in finished]
 
     def _loaded(self, ct: Any, level: int) -> Cipher:
         """A query's ciphertext, which must be what the plan says: fresh, on this level, at the highest one's scale."""
@@ -144,16 +153,17 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, errors: b
     with recorder.phase("keys"):
         progress("making keys", 0, 0)
         client = Client(plan)
-    with recorder.phase("setup"):
-        server = Server(plan, client.evaluation_keys, recorder)
-    inspector = Inspector(plan, client.owner, server.machine.device, recorder)
-    server.backend.observers += [inspector] * errors
-    outputs = []
-    for i in range(layout.batches):
-        batch = inputs[i * layout.capacity : (i + 1) * layout.capacity]
-        if errors:
-            inspector.expect(batch)
-        outputs.append(_run_batch(client, server, batch, recorder))
+    with contextlib.closing(client):
+        with recorder.phase("setup"):
+            server = Server(plan, client.evaluation_keys, recorder)
+        inspector = Inspector(plan, client.owner, server.machine.device, recorder)
+        server.backend.observers += [inspector] * errors
+        outputs = []
+        for i in range(layout.batches):
+            batch = inputs[i * layout.capacity : (i + 1) * layout.capacity]
+            if errors:
+                inspector.expect(batch)
+            outputs.append(_run_batch(client, server, batch, recorder))
     ledger = Ledger.of(recorder, name=plan.title, engine="ckks")
     return Run(np.concatenate(outputs), ledger, warnings=(WARNING,) * errors)
 

@@ -47,6 +47,7 @@ from secureattn.tensor import Public
 if TYPE_CHECKING:
     from secureattn.backends.ckks.backend import CkksBackend
 
+Columns = npt.NDArray[np.float64]
 Turned = list[list[Cipher]]
 """Rotated ciphertexts: ``[shift][ciphertext]``."""
 
@@ -69,13 +70,13 @@ class BatchTensor(CipherTensor):
     def _plus(self, value: Public) -> Parts:
         """Public addends: one number a part where it is the same at every token."""
 
-        def plus(a: Cipher, column: npt.NDArray[np.float64]) -> Cipher:
-            a = self.machine.lowered(a)
-            if np.ptp(column) == 0:
-                return self.machine.add_public(a, float(column[0])) if column[0] else a
-            return self.machine.add_public(a, self.backend.token_slots(column))
+        return self._by_column(lambda a, column: self._plus_column(self.machine.lowered(a), column), value)
 
-        return self._by_column(plus, value)
+    def _plus_column(self, a: Cipher, column: npt.NDArray[np.float64]) -> Cipher:
+        """One number for each token, or for all."""
+        if np.ptp(column) == 0:
+            return self.machine.add_public(a, float(column[0])) if column[0] else a
+        return self.machine.add_public(a, self.backend.token_slots(column))
 
     def _times(self, value: Public) -> Parts:
         def times(a: Cipher, column: npt.NDArray[np.float64]) -> Cipher:
@@ -109,17 +110,22 @@ class BatchTensor(CipherTensor):
                     f"linear needs features and a weight [Dout,Din], got {list(self.shape)} and {list(weight.shape)}"
                 )
 
-            def rows(of: Parts, outputs: Sequence[int], level: int) -> list[Cipher]:
-                sums = machine.weighted_sums(weight[list(outputs)], of, level, machine.target(level))
-                return [machine.rescale(sums.pop(0)) for _ in outputs]  # none is held longer than need be
+            shape = (*self.shape[:-1], len(weight))
+            columns = self.backend.columns(0.0 if bias is None else bias, shape, diagonals=False)
+            columns = np.broadcast_to(columns, (len(self.parts), len(weight), columns.shape[-1]))
 
+            def rows(of: Parts, addends: Columns, outputs: Sequence[int], level: int) -> list[Cipher]:
+                sums = machine.weighted_sums(weight[list(outputs)], of, level, machine.target(level))
+                made = (machine.rescale(sums.pop(0)) for _ in outputs)  # none is held longer than need be
+                return [self._plus_column(a, column) for a, column in zip(made, addends[list(outputs)], strict=True)]
+
+            outputs, what = range(len(weight)), "a linear layer"
             made = [
-                machine.map_together(functools.partial(rows, head), range(len(weight)), self.level, "a linear layer")
-                for head in self.parts
+                machine.map_together(functools.partial(rows, head, addends), outputs, self.level, what)
+                for head, addends in zip(self.parts, columns, strict=True)
             ]
             parts = as_parts([*itertools.chain(*made)], (len(made), len(weight)))
-            out = self._layout(parts, (*self.shape[:-1], len(weight)))
-            return self._made(out if bias is None else out._new(out._plus(bias)))
+            return self._made(self._layout(parts, shape))
 
     def inner(self, other: Self) -> Self:
         machine = self.machine

@@ -21,7 +21,7 @@ from secureattn.backends.ckks.costs import PRIMITIVES, RATES, TYPICAL, Coefficie
 from secureattn.backends.ckks.parameters import MAX_MODULUS_BITS
 from secureattn.errors import InputError
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def path() -> Path:

@@ -31,7 +31,7 @@ RATES = (
     "matrix_products",
     "keys",
     "processes",
-    "held_bytes",
+    "exchanges",
     "residues_sent",
     "together",
 )
@@ -79,16 +79,16 @@ class Costs:
         )
         return residues * (inputs * split + outputs * joined) + 2 * ring_degree * products * multiplied
 
-    def sharing_s(
-        self, slowest_s: float, processes: int, residues_sent: int, held_bytes: int = 1 << 30, loops: int = 1
-    ) -> float:
-        """Seconds of work shared between processes, the slowest of which takes ``slowest_s`` alone: all are slower
-        ``together``, each is started once for each of the ``loops``, the longer the more memory its parent holds, and
-        what others made is sent.
+    def sharing_s(self, slowest_s: float, processes: int, residues_sent: int, exchanges: int = 1) -> float:
+        """Seconds of work shared between processes, the slowest of which takes ``slowest_s`` alone and puts
+        ``residues_sent`` where the others see them: all are slower ``together``, and wait for each other.
         """
-        start = self.rates["processes"] + self.rates["held_bytes"] * held_bytes
-        sent = self.rates["residues_sent"] * residues_sent
-        return self.rates["together"] * slowest_s + loops * (processes - 1) * start + sent
+        waited = self.rates["exchanges"] * exchanges * (processes - 1)
+        return self.rates["together"] * slowest_s + waited + self.rates["residues_sent"] * residues_sent
+
+    def team_s(self, processes: int) -> float:
+        """Seconds of starting and ending the processes that share a run."""
+        return self.rates["processes"] * (processes - 1)
 
     def key_generation_s(self, ring_degree: int, primes: int) -> float:
         """Seconds to make one key-switching key of ``primes`` primes, the special one included."""
@@ -125,12 +125,12 @@ TYPICAL = Costs(
     },
     {
         "matrix_inputs": 5.3e-09,
-        "matrix_outputs": 1.6e-08,
+        "matrix_outputs": 1.1e-08,
         "matrix_products": 2.6e-11,
         "keys": 6e-09,
-        "processes": 0.002,
-        "held_bytes": 2.1e-11,
-        "residues_sent": 1.1e-08,
+        "processes": 0.04,
+        "exchanges": 0.0002,
+        "residues_sent": 1.7e-09,
         "together": 1.04,
     },
 )

@@ -69,14 +69,12 @@ class SealEvaluator:
         return self._ring.from_residues(residues, scale)
 
     def memory(self, ct: Ciphertext) -> ring.Residues:
-        """All residues as one piece of memory, for another process."""
+        """All residues as one piece of memory, for other processes."""
         return self.residues(ct)
 
-    def received(self, read: Callable[[Any], None], size: int, level: int, scale: float) -> Ciphertext:
-        """A ciphertext whose residues ``read`` fills in."""
-        ct = self._ring.empty(size, level, scale)
-        read(self._ring.residues(ct))
-        return self._ring.written(ct)
+    def over(self, words: ring.Residues, size: int, level: int, scale: float) -> Ciphertext:
+        """The ciphertext whose residues, all of them, these words are; they must outlive it, unchanged."""
+        return self._ring.over(words.reshape(size, level + 1, -1), scale)
 
     def level(self, ct: Ciphertext) -> int:
         """Rescales left."""

@@ -1,4 +1,4 @@
-"""Loops over independent units, run by one process or several; a plan walks them as a run does."""
+"""Loops over independent units, run by one process or a team; a plan walks them as a run does."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.cipher import Cipher, Device, OutOfLevels
 from secureattn.backends.ckks.costs import TYPICAL, Costs
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.pools import Held, Pools
+from secureattn.backends.ckks.team import Team, together
 from secureattn.backends.ckks.units import Demand, Path, Place
 from secureattn.events import Recorder
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 Numbered = Sequence[tuple[int, Item]]
 
 
 class Loops:
-    """Runs units at the level they are needed at (``ceilings``), loops over them on ``workers`` processes.
+    """Runs units at the level they are needed at (``ceilings``), loops over them on ``workers`` processes where these
+    run a program ``together``.
 
     A planner's recorder is modelled: its loops note in ``demand`` who needs what, and in ``worth`` which of them are
-    faster shared. A run shares those alone, or every loop where it has no plan (``worth`` None). ``steps`` gathers the
-    rotations used, for key generation.
+    faster shared. A run shares those alone, or every loop where it has no plan (``worth`` None); all processes run the
+    others, each for itself. ``steps`` gathers the rotations used, for key generation.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Loops:
         self.costs = costs
         self.worth = set(worth or ()) if recorder.modelled or worth is not None else None
         self.steps: set[int] = set()
+        self.team: Team | None = None
         self._sharing = False
 
     # ---- units ----------------------------------------------------------------------------------------------
@@ -63,15 +67,15 @@ class Loops:
         items: Iterable[Item],
         *,
         alike: Callable[[Item], object] | None = None,
-        loops: int = 1,
+        exchanges: int = 1,
     ) -> list[Cipher]:
         """``compute`` of every item, a unit each, independent of each other; it opens no operation of the ledger.
 
         Items with equal ``alike``, which must name every ciphertext by its id and whatever else decides what is done
         with it, cost the same: a plan looks at one of them. Ciphertexts need none, being alike if they are the same.
-        ``loops``: how many loops of a run this one stands for in a plan.
+        ``exchanges``: how often processes wait for each other in it.
         """
-        return self.over(self.place.begin(), compute, items, alike=alike, loops=loops)
+        return self.over(self.place.begin(), compute, items, alike=alike, exchanges=exchanges)
 
     def over(
         self,
@@ -80,9 +84,10 @@ class Loops:
         items: Iterable[Item],
         *,
         alike: Callable[[Item], object] | None = None,
-        loops: int = 1,
+        exchanges: int = 1,
+        once: bool = False,
     ) -> list[Cipher]:
-        """``map``, as the loop of this name."""
+        """``map``, as the loop of this name; ``once``: each unit is run by one process even where that does not pay."""
         numbered = list(enumerate(items))
 
         def unit(i: int, item: Item) -> Cipher:
@@ -90,8 +95,8 @@ class Loops:
 
         if self.demand is not None:
             keys = [id(item) if isinstance(item, Cipher) else alike(item) if alike else i for i, item in numbered]
-            return self._modelled(loop, keys, lambda i: unit(*numbered[i]), loops)
-        return self._shared(loop, lambda some: [unit(i, item) for i, item in some], numbered)
+            return self._modelled(loop, keys, lambda i: unit(*numbered[i]), exchanges)
+        return self._shared(loop, lambda some: (unit(i, item) for i, item in some), numbered, once=once)
 
     def map_together(
         self, compute: Callable[[Sequence[Item], int], list[Cipher]], items: Sequence[Item], level: int, what: str
@@ -151,7 +156,9 @@ class Loops:
 
     # ---- plans ----------------------------------------------------------------------------------------------
 
-    def _modelled(self, loop: Path, keys: Sequence[object], unit: Callable[[int], Cipher], loops: int) -> list[Cipher]:
+    def _modelled(
+        self, loop: Path, keys: Sequence[object], unit: Callable[[int], Cipher], exchanges: int
+    ) -> list[Cipher]:
         """A loop on no data: one unit of each class, counted as often as there are such."""
         before, sharing = self.recorder.modelled_s, self._sharing
         self._sharing = True
@@ -173,7 +180,7 @@ class Loops:
 
         results = self._by_class(loop, keys, several)
         self._sharing = sharing
-        self._model_sharing(loop, before, results, loops)
+        self._model_sharing(loop, before, results, exchanges)
         return results
 
     @contextmanager
@@ -199,72 +206,91 @@ class Loops:
                 made[key].data.again()
         return [made[key] for key in keys]
 
-    def _model_sharing(self, loop: Path, before: float, results: Sequence[Cipher], loops: int = 1) -> None:
-        """Share a loop where the seconds of the largest share and of sending what the others made are less."""
+    def _model_sharing(self, loop: Path, before: float, results: Sequence[Cipher], exchanges: int = 1) -> None:
+        """Share a loop where the seconds of the largest share and of putting it where all see it are less."""
         workers = min(self.workers, len(results))
         if workers < 2 or self._sharing:
             return
         alone = self.recorder.modelled_s - before
         share = math.ceil(len(results) / workers) / len(results)
-        sent = (1 - share) * sum(c.size * (c.level + 1) for c in results) * 2 * self.slots
+        made = sum(c.size * (c.level + 1) for c in results) * 2 * self.slots
         assert self.worth is not None
         assert self.pools is not None
-        held = self.pools.alive_bytes + self.key_bytes
-        seconds = self.costs.sharing_s(share * alone, workers, round(sent), held, loops)
+        seconds = self.costs.sharing_s(share * alone, workers, round(share * made), exchanges)
         if seconds < alone:
             self.worth.add(loop)
             self.recorder.rewind(before + seconds)
-            made = sum(c.size * (c.level + 1) for c in results) * 16 * self.slots
-            self.pools.worker = max(self.pools.worker, round(share * made))
+            self.pools.worker = max(self.pools.worker, round(share * 8 * made))
 
     # ---- processes ------------------------------------------------------------------------------------------
 
-    def workers_for(self, loop: Path) -> int:
-        """How many processes a loop is shared between."""
-        return 1 if self._sharing or (self.worth is not None and loop not in self.worth) else self.workers
+    def together(self, compute: Callable[[], Made]) -> Made:
+        """What ``compute`` makes, by as many processes as there are workers where that pays: each runs all of it."""
+        if self.workers < 2 or not processes.available() or (self.worth is not None and not self.worth):
+            return compute()
 
-    def _shared(self, loop: Path, run: Callable[[Numbered[Item]], list[Cipher]], items: Numbered[Item]) -> list[Cipher]:
-        shares = processes.portions(items, self.workers_for(loop))
-        if len(shares) < 2:
-            return run(items)
+        def work(team: Team) -> Made:
+            self.team = team
+            if not self.leads:
+                self.recorder.listener = None
+            try:
+                return compute()
+            finally:
+                self.team = None
+
+        return together(work, self.workers)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one whose results count and that others see."""
+        return self.team is None or self.team.rank == 0
+
+    def portion(self, loop: Path, count: int) -> Sequence[int]:
+        """The units of a loop that this process runs where each is run once: all by the leader where sharing them does
+        not pay.
+        """
+        if self.team is None or self._sharing:
+            return range(count)
+        size = self.team.size if self.worth is None or loop in self.worth else 1
+        shares = processes.portions(range(count), size)
+        return shares[self.team.rank] if self.team.rank < len(shares) else ()
+
+    def _shared(
+        self,
+        loop: Path,
+        run: Callable[[Numbered[Item]], Iterable[Cipher]],
+        items: Numbered[Item],
+        *,
+        once: bool = False,
+    ) -> list[Cipher]:
+        pays = len(items) > 1 and (self.worth is None or loop in self.worth)
+        if self.team is None or self._sharing or not (once or pays):
+            return list(run(items))
+        before, share = self.recorder.spent(), [items[i] for i in self.portion(loop, len(items))]
         self._sharing = True
         try:
-            others = [functools.partial(self._parcel, run, share) for share in shares[1:]]
-            results, deliveries = processes.shared(lambda: run(shares[0]), others)
+            mine = [self._put(self.team, c) for c in run(share)]
         finally:
             self._sharing = False
-        for delivery in deliveries:
-            results += self._unpacked(delivery)
-        return results
+        spent, steps = self.recorder.spent(before), sorted(self.steps)
+        everyone = self.team.exchange({"ciphers": mine, "spent": spent, "steps": steps})
+        for rank, told in enumerate(everyone):
+            if rank != self.team.rank:
+                self.recorder.absorb(told["spent"])
+                self.steps.update(told["steps"])
+        return [self._held(self.team, *cipher) for told in everyone for cipher in told["ciphers"]]
+
+    def _put(self, team: Team, a: Cipher) -> tuple[int, float, int, int]:
+        """What others need to know of a ciphertext that is for all."""
+        return a.level, a.scale, a.size, team.memory.put(team.rank, self.device.memory(a.data))
+
+    def _held(self, team: Team, level: int, scale: float, size: int, at: int) -> Cipher:
+        count = size * (level + 1) * self.parameters.ring_degree
+        data = self.device.over(team.memory.words(at, count), size, level, scale)
+        team.memory.held_by(data, at, count)
+        return Cipher(level, scale, size, data)
 
     @property
     def slots(self) -> int:
         """Numbers in a ciphertext, N/2."""
         return self.parameters.slots
-
-    @property
-    def key_bytes(self) -> int:
-        """Bytes of the keys that were used so far."""
-        return (len(self.steps) + 1) * self.parameters.key_bytes()
-
-    def _parcel(self, run: Callable[[Numbered[Item]], list[Cipher]], share: Numbered[Item]) -> processes.Parcel:
-        before = self.recorder.spent()
-        results = run(share)
-        note = {
-            "ciphers": [(c.level, c.scale, c.size) for c in results],
-            "spent": self.recorder.spent(before),
-            "steps": sorted(self.steps),
-        }
-        return processes.Parcel([self.device.memory(c.data) for c in results], note)
-
-    def _unpacked(self, delivery: processes.Delivery) -> list[Cipher]:
-        try:
-            made = []
-            for level, scale, size in delivery.note["ciphers"]:
-                data: Any = self.device.received(delivery.read, size, level, scale)
-                made.append(Cipher(level, scale, size, data))
-            self.recorder.absorb(delivery.note["spent"])
-            self.steps.update(delivery.note["steps"])
-            return made
-        finally:
-            delivery.close()

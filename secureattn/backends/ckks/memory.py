@@ -21,15 +21,18 @@ Words = npt.NDArray[np.uint64]
 
 _INSTANCE_VALUE = 16  # pybind11 keeps the C++ object's address behind CPython's object header
 _IS_NTT = 32  # of a ciphertext: one byte behind the 32 of parms_id
-_READ_WORDS = 16
+_READ_WORDS = 18
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Byte offsets in a SEAL object: its number of words, and the address of its first."""
+    """Byte offsets in a SEAL object: its number of words, the address of its first, and the flag that says it is not
+    the object's own (SEAL's ``Pointer::Aliasing``), None where that was not recognised.
+    """
 
     count: int
     data: int
+    borrowed: int | None = None
 
     def words(self, thing: Any) -> Words:
         """Every residue of the object, as one row that shares its memory and keeps it alive."""
@@ -53,7 +56,25 @@ class Layout:
             return None
         if _read(raw[at + 4], values.size) != values.tolist():
             return None
-        return cls(count=8 * (at + 3), data=8 * (at + 4))
+        # Behind the address: where to return it to, of which the second is a record that begins with it, and the flag.
+        own = raw[at + 5] and _read(raw[at + 6], 1) == [raw[at + 4]] and not raw[at + 7] & 0xFF
+        return cls(count=8 * (at + 3), data=8 * (at + 4), borrowed=8 * (at + 7) if own else None)
+
+    def lend(self, empty: Any, header: list[int], words: Words) -> bool:
+        """Let an empty object, which starts with ``header`` from now on, have words that it neither owns nor frees, and
+        that must outlive it; False, and nothing done, where the object is not as expected.
+        """
+        at = _address(empty)
+        if self.borrowed is None or self.count != 8 * (len(header) + 3):
+            return False
+        if any(_word(at + i).value for i in range(self.count - 8, self.data + 24, 8)):  # capacity … where to return it
+            return False
+        for i, value in enumerate(header):
+            _word(at + 8 * i).value = value
+        _word(at + self.count - 8).value = _word(at + self.count).value = words.size
+        _word(at + self.data).value = words.ctypes.data
+        ctypes.c_uint8.from_address(at + self.borrowed).value = 1
+        return True
 
 
 class _Borrowed:
@@ -67,6 +88,10 @@ class _Borrowed:
 def mark_ntt(ciphertext: Any, is_ntt: bool) -> None:
     """Set a ciphertext's form; only where its layout was found."""
     ctypes.c_uint8.from_address(_address(ciphertext) + _IS_NTT).value = is_ntt
+
+
+def _word(address: int) -> ctypes.c_uint64:
+    return ctypes.c_uint64.from_address(address)
 
 
 def _address(thing: Any) -> int:

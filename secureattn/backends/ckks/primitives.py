@@ -9,14 +9,12 @@ from __future__ import annotations
 import datetime
 import functools
 import math
-import mmap
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from secureattn.backends.ckks.evaluator import SealEvaluator
 from secureattn.backends.ckks.keys import KeyOwner
 from secureattn.backends.ckks.parameters import RINGS, CkksParameters, chain, most_levels
 from secureattn.backends.ckks.seal import Ciphertext
+from secureattn.backends.ckks.team import Team, together
 
 Progress = Callable[[str, int, int], None]
 Rates = dict[str, float]
@@ -38,7 +37,7 @@ _SPARE = 3
 _SHARED_LEVEL = 2
 _REWEIGHTED = 20  # times
 _CLOSE = 0.05  # relative errors up to which squares count
-_HELD_MIB = 512
+_EXCHANGES = 20  # measured at once
 
 
 def measure(progress: Progress, rings: Sequence[int] = RINGS) -> Costs:
@@ -192,65 +191,62 @@ class Bench:
         found = _least(np.array(terms, dtype=float), np.array(seconds), lambda x: bool(x.min() >= 0))
         return dict(zip(names, found, strict=True))
 
-    def sharing(self) -> Rates:
-        """Rates of sharing work with a second process; none where this system cannot."""
+    def sharing(self, times: int = 7) -> Rates:
+        """Rates of sharing work with a second process; none where this system cannot.
+
+        Each rotates ciphertexts alone while the other waits, then both do.
+        """
         if not processes.available():
             return {}
-        cold = self._cold(_SHARED_LEVEL, least=32)
+        e, cold = self.evaluator, self._cold(_SHARED_LEVEL, least=32)
         residues = len(cold) * 2 * (_SHARED_LEVEL + 1) * self.parameters.ring_degree
-        start, more = self._starts()
 
-        def spent(compute: Callable[[Ciphertext], Ciphertext]) -> tuple[float, float]:
-            alone = _median(lambda _: [compute(ct) for ct in cold], [0])
-            return alone, self._shared(cold, compute) - start - more * _resident_bytes()
-
-        alone, shared = spent(self.evaluator.negate)
-        sent = max(0.0, shared - alone)
-        alone, shared = spent(lambda ct: self.evaluator.rotate(ct, 1))
-        together = max(1.0, (shared - sent) / alone)
-        processes.settle()
-        return {"processes": start, "held_bytes": more, "residues_sent": sent / residues, "together": together}
-
-    def _starts(self) -> tuple[float, float]:
-        """Seconds of starting a process that does nothing, and more for every byte that its parent holds."""
-        little, start = _resident_bytes(), self._shared((), self.evaluator.negate)
-        held = [np.ones(1 << 20, dtype=np.uint8) for _ in range(_HELD_MIB)]  # small pieces: no huge pages
-        much, later = _resident_bytes(), self._shared((), self.evaluator.negate)
-        del held
-        grown = much - little
-        if grown < _HELD_MIB << 19:  # memory that was free already took most of it: nothing to tell apart by
-            return start, 0.0
-        slope = max(0.0, (later - start) / grown)
-        return max(0.0, start - slope * little), slope
-
-    def _shared(self, cts: Sequence[Ciphertext], compute: Callable[[Ciphertext], Ciphertext], times: int = 9) -> float:
-        """Median seconds of both processes, where each makes as much and one sends it to the other, less what this one
-        takes for its part; so what else runs on the machine does not count.
-        """
-        seconds = []
-        for _ in range(times):
-            before = time.thread_time() + _children_s()
-            own_s = self._share(cts, compute)
-            processes.reap()  # what has not been waited for has not been counted
-            seconds.append(time.thread_time() + _children_s() - before - own_s)
-        return statistics.median(seconds)
-
-    def _share(self, cts: Sequence[Ciphertext], compute: Callable[[Ciphertext], Ciphertext]) -> float:
-        """Seconds of this process's part."""
-        e = self.evaluator
-
-        def own() -> float:
+        def spent(compute: Callable[[Ciphertext], Any]) -> float:
             start = time.thread_time()
-            _ = [compute(ct) for ct in cts]
+            _ = [compute(ct) for ct in cold]
             return time.thread_time() - start
 
-        def other() -> processes.Parcel:
-            return processes.Parcel([e.memory(ct) for ct in [compute(ct) for ct in cts]])
+        def rotated() -> float:
+            return spent(lambda ct: e.rotate(ct, 1))
 
-        own_s, (delivery,) = processes.shared(own, [other])
-        _ = [e.received(delivery.read, 2, e.level(ct), ct.scale) for ct in cts]
-        delivery.close()
-        return own_s
+        def put(team: Team) -> float:
+            places: list[int] = []
+            seconds = spent(lambda ct: places.append(team.memory.put(team.rank, e.memory(ct))))
+            for at in places:  # as both would
+                team.memory.given_up(team.rank, [(at, e.memory(cold[0]).nbytes)] * team.size)
+            return seconds
+
+        def work(team: Team) -> Rates:
+            slower, waited, sent = [], [], []
+            for _ in range(times):
+                team.exchange(None)
+                alone = 0.0 if team.rank else rotated()
+                team.exchange(None)
+                both = rotated()
+                team.exchange(None)
+                start = time.perf_counter()
+                for _ in range(_EXCHANGES):
+                    team.exchange(None)
+                waited.append((time.perf_counter() - start) / _EXCHANGES)
+                sent.append(put(team) / residues)
+                slower.append(both / alone if alone else 1.0)
+            together_now = max(1.0, statistics.median(slower))
+            return {
+                "together": together_now,
+                "exchanges": statistics.median(waited),
+                "residues_sent": statistics.median(sent[1:]),
+            }
+
+        return {**together(work, 2), "processes": self._start_s()}
+
+    def _start_s(self, times: int = 3) -> float:
+        """Seconds of starting a process and ending it, beyond what it does."""
+        seconds = []
+        for _ in range(times):
+            start = time.perf_counter()
+            together(lambda team: team.exchange(None), 2)
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
 
 
 def _median(
@@ -282,15 +278,3 @@ def _median(
 def _warm(make: Callable[[Any], Any], items: Sequence[Any]) -> None:
     """Make and drop more results than will be kept: memory that a process uses for the first time is slower."""
     _ = [make(item) for item in [*items, *items[:_SPARE]]]
-
-
-def _children_s() -> float:
-    import resource  # not on every system
-
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * mmap.PAGESIZE

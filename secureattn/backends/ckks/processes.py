@@ -1,20 +1,20 @@
-"""Work shared between processes. Each is a fork: it inherits all that its parent holds, keys and ciphertexts among it,
-and sends back only what it made, through memory both can see.
+"""Processes that share work. Each is a fork: it inherits all that its parent holds, keys and ciphertexts among it.
 
 SEAL's bindings hold Python's lock, so threads run no faster than one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import Pipe, connection
+from typing import Any, NoReturn, TypeVar
 
 from secureattn.errors import CapabilityError, EngineError, InputError, PlanError, RangeError, SecureAttnError
 
@@ -22,18 +22,8 @@ _KINDS: dict[str, type[SecureAttnError]] = {
     kind.__name__: kind for kind in (InputError, RangeError, PlanError, CapabilityError, EngineError, SecureAttnError)
 }
 Item = TypeVar("Item")
-Own = TypeVar("Own")
-Buffer = Any
-"""Contiguous memory: bytes, or an array."""
-
-_END = b"\n"
-"""The last byte of a report: what is cut short has none."""
-
-_leaving: set[int] = set()
-"""Processes that have delivered and are giving their memory back, which takes as long as starting them."""
-
-_spare: list[int] = []
-"""Files in memory that were read: writing over their pages takes a tenth of what new ones take."""
+Message = tuple[Any, list[bytes]]
+"""What processes tell each other: something that JSON can say, and bytes."""
 
 
 def available() -> bool:
@@ -46,94 +36,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass
-class Parcel:
-    """What a process sends back: large things as they lie in memory, and what describes them, as JSON."""
-
-    buffers: Sequence[Buffer]
-    note: Any = None
-
-
-@dataclass
-class Delivery:
-    """A parcel as its receiver finds it; buffers are read one after another into memory of the receiver's."""
-
-    note: Any
-    sizes: list[int]
-    handle: int = field(repr=False)
-
-    def read(self, into: Buffer) -> None:
-        """The next buffer, which must have this size."""
-        view = memoryview(into).cast("B")
-        size = self.sizes.pop(0)
-        if len(view) != size:
-            raise EngineError(f"a worker process sent {size} bytes where {len(view)} were expected")
-        while len(view):
-            view = view[os.readv(self.handle, [view]) :]
-
-    def read_bytes(self) -> bytes:
-        """The next buffer, whatever its size."""
-        into = bytearray(self.sizes[0])
-        self.read(into)
-        return bytes(into)
-
-    def close(self) -> None:
-        """Leave the memory to whoever delivers next; nothing can be read afterwards."""
-        handle, self.handle = self.handle, -1
-        if handle >= 0:
-            _spare.append(handle)
-
-
-def shared(own: Callable[[], Own], others: Sequence[Callable[[], Parcel]]) -> tuple[Own, list[Delivery]]:
-    """Run ``own`` here and each of ``others`` in a process of its own, at once; whoever reads a delivery closes it.
-
-    Raises what any of them raised, of our own errors the same, others as an EngineError that names them; all processes
-    are gone by then. After success they may still be giving their memory back: ``settle`` waits for that.
-    """
-    reap(os.WNOHANG)
-    children: list[_Child] = []
-    try:
-        for job in others:
-            children.append(_Child(job))
-        return own(), [child.delivery() for child in children]
-    except BaseException:
-        for child in children:
-            child.abandon()
-        settle()
-        raise
-
-
-def settle() -> None:
-    """After the last of several loops: wait until processes that have delivered are gone, give their memory back."""
-    reap()
-    while _spare:
-        os.close(_spare.pop())
-
-
-def reap(options: int = 0) -> None:
-    """Wait until processes that have delivered are gone; with WNOHANG, for none that is not."""
-    for pid in list(_leaving):
-        try:
-            ended, _ = os.waitpid(pid, options)
-        except ChildProcessError:  # another thread has waited for it
-            ended = pid
-        if ended:
-            _leaving.discard(pid)
-
-
-def gathered(compute: Callable[[Item], bytes], items: Sequence[Item], workers: int) -> list[bytes]:
-    """``compute`` of every item, by as many processes."""
-    if workers < 2 or len(items) < 2 or not available():
-        return [compute(item) for item in items]
-    mine, *others = portions(items, workers)
-    jobs = [lambda share=share: Parcel([compute(item) for item in share]) for share in others]
-    made, deliveries = shared(lambda: [compute(item) for item in mine], jobs)
-    for delivery in deliveries:
-        made += [delivery.read_bytes() for _ in range(len(delivery.sizes))]
-        delivery.close()
-    return made
-
-
 def portions(items: Sequence[Item], workers: int) -> list[Sequence[Item]]:
     """Contiguous portions, as equal as they can be, none empty, the largest first."""
     size, extra = divmod(len(items), workers)
@@ -144,95 +46,158 @@ def portions(items: Sequence[Item], workers: int) -> list[Sequence[Item]]:
     return [portion for portion in made if portion]
 
 
-class _Child:
-    def __init__(self, job: Callable[[], Parcel]) -> None:
-        self.handle = _memory()
-        self.pipe, report = os.pipe()
+class Link:
+    """One end of the way between a parent and its child."""
+
+    def __init__(self, way: connection.Connection) -> None:
+        self.way = way
+
+    def send(self, note: Any, blobs: Sequence[bytes] = ()) -> None:
+        """Tell the other end; it must be listening if this is more than a pipe holds."""
+        self.way.send_bytes(json.dumps({"note": note, "blobs": len(blobs)}).encode())
+        for blob in blobs:
+            self.way.send_bytes(blob)
+
+    def receive(self) -> Message:
+        """What the other end sent next; EOFError where it is gone, and what it raised where it failed."""
+        told = json.loads(self.way.recv_bytes())
+        if "error" in told:
+            raise next(_KINDS[name] for name in told["error"] if name in _KINDS)(told["message"])
+        return told["note"], [self.way.recv_bytes() for _ in range(told["blobs"])]
+
+    def failed(self, error: BaseException) -> None:
+        """Tell the other end why this one ends: our own errors as they are, others by name."""
+        named = isinstance(error, SecureAttnError)
+        text = str(error) if named else f"a worker process failed: {type(error).__name__}: {error}"
+        kinds = type(error).__mro__ if named else (EngineError,)
+        self.way.send_bytes(json.dumps({"error": [kind.__name__ for kind in kinds], "message": text}).encode())
+
+
+class Child:
+    """A fork that does ``work`` with its link to the parent, and ends. ``siblings``, forked before it, are none of its
+    business: each hears of its parent's death by the end of their link, so no other process may hold that.
+    """
+
+    def __init__(self, work: Callable[[Link], object], siblings: Iterable[Child] = ()) -> None:
+        ours, theirs = Pipe()
+        self.link = Link(ours)
         sys.stdout.flush()
         sys.stderr.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads: no child takes a lock of theirs
-            self.pid = self._forked(report)
-        if not self.pid:
-            _work(job, self.handle, report)
-        os.close(report)
-
-    def _forked(self, report: int) -> int:
-        """A fork; an interrupt reaches the parent alone, which ends its children."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            pid = os.fork()
-            if not pid:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-            return pid
-        except OSError as error:
-            for handle in (self.handle, self.pipe, report):
-                os.close(handle)
-            raise EngineError(f"no worker process could be started ({error}); use fewer workers") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    def delivery(self) -> Delivery:
-        with os.fdopen(self.pipe, "rb") as pipe:
-            report = pipe.read()
-        self.pipe = -1
-        pid, self.pid = self.pid, 0
-        if not report.endswith(_END):
-            _, status = os.waitpid(pid, 0)
-            raise EngineError(
-                f"a worker process died (status {os.waitstatus_to_exitcode(status)}); memory may have run out, use "
-                "fewer workers or a smaller batch"
-            )
-        _leaving.add(pid)
-        told = json.loads(report)
-        if "error" in told:
-            raise next(_KINDS[name] for name in told["error"] if name in _KINDS)(told["message"])
-        os.lseek(self.handle, 0, os.SEEK_SET)
-        return Delivery(told["note"], told["sizes"], self.handle)
-
-    def abandon(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        for handle in (self.pipe, self.handle):
             try:
-                os.close(handle)
-            except OSError:
-                continue
+                self.pid = _forked()
+            except OSError as error:
+                ours.close()
+                theirs.close()
+                raise EngineError(f"no worker process could be started ({error}); use fewer workers") from error
+        if not self.pid:
+            for link in (self.link, *(sibling.link for sibling in siblings)):
+                link.way.close()
+            _live(work, Link(theirs))
+        theirs.close()
 
-
-def _memory() -> int:
-    """A file in memory to write to from its beginning; it may be longer than what will be written."""
-    try:
-        handle = _spare.pop()
-    except IndexError:
-        return os.memfd_create("secureattn")
-    os.lseek(handle, 0, os.SEEK_SET)
-    return handle
-
-
-def _work(job: Callable[[], Parcel], handle: int, report: int) -> None:
-    """A child's whole life. The report's end is what its parent waits for, so it comes before that of the process."""
-    try:
-        gc.disable()  # a collection would copy every page it marks
+    def send(self, note: Any, blobs: Sequence[bytes] = ()) -> None:
+        """Tell it; EngineError where it is dead."""
         try:
-            parcel = job()
-            sizes = [_write(handle, buffer) for buffer in parcel.buffers]
-            told: dict[str, Any] = {"note": parcel.note, "sizes": sizes}
+            self.link.send(note, blobs)
+        except OSError:
+            with contextlib.suppress(EOFError, OSError):
+                self.link.receive()  # why it has ended, where it could say so
+            self._raise_death()
+
+    def receive(self) -> Message:
+        """What it sent next; what it raised where it failed, EngineError where it is dead."""
+        try:
+            return self.link.receive()
+        except (EOFError, OSError):
+            self._raise_death()
+
+    def _raise_death(self) -> NoReturn:
+        pid, self.pid = self.pid, 0
+        _, status = os.waitpid(pid, 0)
+        raise EngineError(
+            f"a worker process died (status {os.waitstatus_to_exitcode(status)}); memory may have run out, use fewer "
+            "workers or a smaller batch"
+        )
+
+    def end(self) -> None:
+        """Whatever it is doing, it is over, and gone."""
+        pid, self.pid = self.pid, 0
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self.link.way.close()
+
+
+def collected(children: Sequence[Child]) -> list[Message]:
+    """The next message of each child, read as they come, so that one's death is heard while another is busy."""
+    waiting, found = {child.link.way: child for child in children}, {}
+    while waiting:
+        for way in connection.wait(list(waiting)):
+            child = waiting.pop(way)  # type: ignore[call-overload]
+            found[child.pid] = child.receive()
+    return [found[child.pid] for child in children]
+
+
+class Pool:
+    """A function of bytes and a note, computed by this process and others, which are forked at once and know what was
+    known then.
+    """
+
+    def __init__(self, compute: Callable[[bytes, Any], bytes], workers: int) -> None:
+        self._compute = compute
+        self._children: list[Child] = []
+        try:
+            for _ in range(1, workers if available() else 1):
+                self._children.append(Child(self._serve, self._children))
+        except BaseException:
+            self.close()
+            raise
+
+    def map(self, blobs: Sequence[bytes], notes: Sequence[Any]) -> list[bytes]:
+        """The function of every blob and its note. After an error only ``close`` is left to do."""
+        mine, *others = portions(list(zip(blobs, notes, strict=True)), 1 + len(self._children)) or [[]]
+        asked = self._children[: len(others)]
+        for child, share in zip(asked, others, strict=True):
+            child.send([note for _, note in share], [blob for blob, _ in share])
+        made = [self._compute(*one) for one in mine]
+        for _, answers in collected(asked):
+            made += answers
+        return made
+
+    def close(self) -> None:
+        """End the other processes."""
+        while self._children:
+            self._children.pop().end()
+
+    def _serve(self, link: Link) -> None:
+        while True:
+            notes, blobs = link.receive()
+            link.send(None, [self._compute(blob, note) for blob, note in zip(blobs, notes, strict=True)])
+
+
+def _forked() -> int:
+    """A fork; an interrupt reaches the parent alone, which ends its children."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _live(work: Callable[[Link], object], link: Link) -> NoReturn:
+    """A child's whole life."""
+    try:
+        gc.freeze()  # a collection of what was inherited would copy every page it marks
+        try:
+            work(link)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass  # the parent is gone
         except BaseException as error:
-            named = isinstance(error, SecureAttnError)
-            text = str(error) if named else f"a worker process failed: {type(error).__name__}: {error}"
-            kinds = type(error).__mro__ if named else (EngineError,)
-            told = {"error": [kind.__name__ for kind in kinds], "message": text}
-        _write(report, json.dumps(told).encode() + _END)
-        os.close(report)
+            link.failed(error)
     finally:
         os._exit(0)
-
-
-def _write(handle: int, buffer: Buffer) -> int:
-    view = memoryview(buffer).cast("B")
-    size = len(view)
-    while len(view):
-        view = view[os.write(handle, view) :]
-    return size

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.cipher import Cipher, NullDevice
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.units import Path
@@ -49,7 +49,7 @@ class MaskedRefresh:
         recorder = machine.recorder
         recorder.primitive("rounds")
         if isinstance(machine.device, NullDevice):
-            fresh = machine.map(self._modelled, ciphers, loops=3)  # masks go on, are answered, and come off
+            fresh = machine.map(self._modelled, ciphers, exchanges=3)  # masks go on, are answered, and come off
             sent = len(ciphers) * stored_bytes(parameters, level=1) + sum(
                 fresh_bytes(parameters, c.level) for c in fresh
             )
@@ -58,23 +58,28 @@ class MaskedRefresh:
                 kept = sent + 32 * machine.slots * len(ciphers)  # messages, and the masks to take off again
                 machine.pools.messages = max(machine.pools.messages, kept)
             return fresh
-        assert self.answer is not None
         device: Any = machine.device
         loop = machine.place.begin()
         levels = [self._level((*loop, i)) for i in range(len(ciphers))]
-        masks = [device.draw_mask(c.scale, level) for c, level in zip(ciphers, levels, strict=True)]
-        pairs = list(zip(ciphers, masks, strict=True))
-        workers = machine.workers_for(loop)
-        blobs = processes.gathered(lambda pair: device.mask(pair[0].data, pair[1]), pairs, workers)
-        answers = self.answer(blobs, levels)
-        recorder.primitive("bytes_sent", times=sum(map(len, blobs)) + sum(map(len, answers)))
         for level in levels:
             machine.count("refreshes", level)
+        mine = machine.portion(loop, len(ciphers))  # who masks a ciphertext takes its mask off, and shows it to nobody
+        masks = {at: device.draw_mask(ciphers[at].scale, levels[at]) for at in mine}
+        masked = [device.mask(ciphers[at].data, masks[at]) for at in mine]
+        serve = functools.partial(self._served, levels=levels)
+        fresh_ones = machine.team.through_leader(masked, serve) if machine.team else serve(masked)
+        answers = dict(zip(mine, fresh_ones, strict=True))
 
         def unmask(at: int) -> Cipher:
             return Cipher(levels[at], ciphers[at].scale, 2, device.unmask(answers[at], masks[at]))
 
-        return machine.over(loop, unmask, range(len(ciphers)))
+        return machine.over(loop, unmask, range(len(ciphers)), once=True)
+
+    def _served(self, masked: list[bytes], levels: Sequence[int]) -> list[bytes]:
+        assert self.answer is not None
+        answers = self.answer(masked, levels)
+        self.machine.recorder.primitive("bytes_sent", times=sum(map(len, masked)) + sum(map(len, answers)))
+        return answers
 
     def _modelled(self, a: Cipher) -> Cipher:
         machine = self.machine

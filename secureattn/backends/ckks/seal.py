@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,16 @@ class Ring:
         """The ciphertext that ``empty`` announced, now that its residues are written."""
         return self._from_stored(ct) if isinstance(ct, ring.StoredCiphertext) else ct
 
+    def over(self, residues: ring.Residues, scale: float) -> Ciphertext:
+        """The ciphertext whose residues these are, in NTT form; they must outlive it, unchanged. Where SEAL's memory is
+        unknown it holds a copy.
+        """
+        size, primes, degree = residues.shape
+        layout, ct = layouts().ciphertext, sealapi.Ciphertext()
+        if layout and layout.lend(ct, _header(self.parms_ids[primes - 1], size, degree, primes, scale), residues):
+            return ct
+        return self.from_residues(residues, scale)
+
     def residues(self, ct: Ciphertext) -> ring.Residues:
         """Residues ``[size][level+1][N]``, in the form that the ciphertext is in; they share its memory if possible."""
         if isinstance(ct, ring.StoredCiphertext):
@@ -248,8 +259,17 @@ def layouts() -> Layouts:
     stored = ring.StoredCiphertext(values, scale, True, (int(header.version_major), int(header.version_minor)))
     ct, plain = _through_file(context, parms_id, stored), sealapi.Plaintext()
     sealapi.CKKSEncoder(context).encode(1.5, parms_id, scale, plain)
-    (bits,) = struct.unpack("<Q", struct.pack("<d", scale))
     return Layouts(
-        memory.Layout.found(ct, [*parms_id, 1, 2, degree, 1, bits, 1], values.reshape(-1)),
-        memory.Layout.found(plain, [*parms_id, degree, bits], np.full(degree, 1536, dtype=np.uint64)),
+        memory.Layout.found(ct, _header(parms_id, 2, degree, 1, scale), values.reshape(-1)),
+        memory.Layout.found(plain, [*parms_id, degree, _bits(scale)], np.full(degree, 1536, dtype=np.uint64)),
     )
+
+
+def _header(parms_id: Sequence[int], size: int, degree: int, primes: int, scale: float) -> list[int]:
+    """The words that a ciphertext in NTT form starts with; the last is for BGV."""
+    return [*parms_id, 1, size, degree, primes, _bits(scale), 1]
+
+
+def _bits(scale: float) -> int:
+    (bits,) = struct.unpack("<Q", struct.pack("<d", scale))
+    return int(bits)
