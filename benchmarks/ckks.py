@@ -32,7 +32,7 @@ IMAGES = 360
 TURNS = 3
 """Samples of a whole run, at each number of workers."""
 
-SINGLE = 5
+SINGLE = 9
 """Images that are run one by one."""
 
 PRIMITIVE_LEVELS = {1 << 13: (3,), 1 << 14: (8, 7, 4, 1), 1 << 15: (19, 10)}

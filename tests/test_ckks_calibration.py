@@ -53,6 +53,10 @@ def test_sharing_slows_waits_and_sends() -> None:
     assert [costs.team_s(processes) for processes in (1, 3)] == [0.0, 1.0]
 
 
+def test_memory_costs_when_it_is_first_used() -> None:
+    assert flat(fresh_bytes=0.5).fresh_s(7) == 3.5
+
+
 def test_keys_grow_with_ring_and_primes_squared() -> None:
     costs = flat(keys=2.0)
     assert costs.key_generation_s(1 << 13, 5) == 2 * 8192 * 13 * 5 * 4

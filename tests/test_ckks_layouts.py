@@ -23,6 +23,7 @@ from test_ckks_dense import ClearDevice, digits_like, entered, log2
 from test_ckks_dense import read as read_dense
 from test_variants import weights_of
 
+from secureattn.backends.ckks import costs as seconds_of
 from secureattn.backends.ckks import processes
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.cipher import Cipher
@@ -459,6 +460,22 @@ def test_a_run_holds_what_is_planned(layout: str, monkeypatch: pytest.MonkeyPatc
     counted = live.pools.ciphertexts
     print(f"{layout}: planned {planned / 2**20:.1f} MiB, held {counted / 2**20:.1f} MiB")
     assert planned == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_first_use_of_memory_is_predicted(layout: str, workers: int) -> None:
+    """What is encoded beforehand in the set-up, the rest while it is computed, by each process its part."""
+    rate, found = 1e-6, []
+    for fresh in (0.0, rate):
+        typical = seconds_of.TYPICAL
+        costs = seconds_of.Costs(typical.primitives, {**typical.rates, "fresh_bytes": fresh})
+        found.append(ckks_part(make_plan(model_of(TINY), protocol(layout), samples=2, workers=workers, costs=costs)))
+    more = {phase: found[1].seconds[phase] - found[0].seconds[phase] for phase in found[0].seconds}
+    whole = rate * found[0].memory.ciphertexts
+    assert (more["setup"] > 0) == (layout == "dense")
+    assert more["online"] == pytest.approx((whole - more["setup"]) / (workers if found[0].worth else 1), rel=1e-6)
+    assert more["total"] == pytest.approx(more["setup"] + more["online"], rel=1e-6)
 
 
 @needs_tenseal

@@ -45,6 +45,7 @@ def show(costs: Costs, console: Console) -> None:
         f"matrix products, nanoseconds: {1e9 * rates['matrix_inputs']:.3g} a residue in, "
         f"{1e9 * rates['matrix_outputs']:.3g} a residue out, {1e9 * rates['matrix_products']:.3g} a product"
     )
+    console.print(f"memory used for the first time: {1e3 * 2**30 * rates['fresh_bytes']:.3g} ms a GiB")
     console.print(
         f"processes: {1e3 * rates['processes']:.3g} ms to start one, {1e3 * rates['exchanges']:.3g} ms to wait for "
         f"one, {1e9 * rates['residues_sent']:.3g} ns a residue shown, work together takes {rates['together']:.2f} "

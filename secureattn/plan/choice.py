@@ -55,6 +55,7 @@ class Chooser:
         shape = (min(self.draft.samples, backend.batch), config.tokens, config.features)
         if prepared and isinstance(backend, SymbolicDense):
             backend.prepare(lambda x: cast(DenseTensor, network(x)), shape)
+            backend.pools.kept = backend.pools.alive_bytes
         with backend.recorder.phase("online"):
             x = backend.input(shape)
             backend.input_levels = tuple(part.level for part in x.parts.flat)

@@ -156,10 +156,14 @@ def _sizes(parameters: CkksParameters, backend: Symbolic, rotations: int) -> dic
 def _phases(parameters: CkksParameters, backend: Symbolic, rotations: int, batches: int) -> dict[str, float]:
     costs = backend.machine.costs
     keys = (rotations + 2) * costs.key_generation_s(parameters.ring_degree, parameters.levels + 2)
+    setup = backend.recorder.seconds("setup") + costs.fresh_s(backend.pools.kept)
     again = {phase: batches * backend.recorder.seconds(phase) for phase in ("encrypt", "online", "refresh", "decrypt")}
-    if backend.machine.worth:
-        again["online"] += batches * costs.team_s(backend.machine.workers)
-    seconds = {"keys": keys, "setup": backend.recorder.seconds("setup"), **again}
+    fresh = costs.fresh_s(backend.pools.ciphertexts - backend.pools.kept)
+    if backend.machine.worth:  # a team comes and goes with each batch, and each takes its part of the memory
+        again["online"] += batches * (costs.team_s(backend.machine.workers) + fresh / backend.machine.workers)
+    else:
+        again["online"] += fresh
+    seconds = {"keys": keys, "setup": setup, **again}
     return {**seconds, "total": sum(seconds.values())}
 
 

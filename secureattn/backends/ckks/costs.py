@@ -30,6 +30,7 @@ RATES = (
     "matrix_outputs",
     "matrix_products",
     "keys",
+    "fresh_bytes",
     "processes",
     "exchanges",
     "residues_sent",
@@ -90,6 +91,10 @@ class Costs:
         """Seconds of starting and ending the processes that share a run."""
         return self.rates["processes"] * (processes - 1)
 
+    def fresh_s(self, size: int) -> float:
+        """Seconds that bytes of memory take when they are used for the first time."""
+        return self.rates["fresh_bytes"] * size
+
     def key_generation_s(self, ring_degree: int, primes: int) -> float:
         """Seconds to make one key-switching key of ``primes`` primes, the special one included."""
         return self.rates["keys"] * key_transforms(ring_degree, primes)
@@ -128,6 +133,7 @@ TYPICAL = Costs(
         "matrix_outputs": 1.1e-08,
         "matrix_products": 2.6e-11,
         "keys": 6e-09,
+        "fresh_bytes": 5.6e-10,
         "processes": 0.04,
         "exchanges": 0.0002,
         "residues_sent": 1.7e-09,

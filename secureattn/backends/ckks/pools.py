@@ -12,12 +12,15 @@ from secureattn.backends.ckks.units import Path
 
 
 class Pools:
-    """Ciphertexts alive, by size in bytes, and the most there were; what is only held for a moment, and by workers."""
+    """Ciphertexts alive, by size in bytes, and the most there were; what is only held for a moment, and by workers;
+    ``kept`` bytes were held before the first query came.
+    """
 
     def __init__(self) -> None:
         self.alive: Counter[int] = Counter()
         self.most: Counter[int] = Counter()
         self.messages = 0
+        self.kept = 0
         self.worker = 0
 
     def take(self, size: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import math
+import mmap
 import statistics
 import time
 from collections import deque
@@ -63,7 +64,7 @@ def measure(progress: Progress, rings: Sequence[int] = RINGS) -> Costs:
         rates["keys"] = bench.key_s  # of the largest ring in the end, where nothing else counts
         if ring == RINGS[1]:
             progress("measuring matrix products and processes", done, steps)
-            rates |= bench.matrices() | bench.sharing()
+            rates |= bench.matrices() | bench.sharing() | {"fresh_bytes": _fresh_s()}
     return Costs(primitives, rates, datetime.date.today().isoformat())
 
 
@@ -247,6 +248,17 @@ class Bench:
             together(lambda team: team.exchange(None), 2)
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds)
+
+
+def _fresh_s(size: int = 1 << 26, times: int = 5) -> float:
+    """Seconds a byte of memory that nobody has used takes more than others: pages are made when they are touched."""
+    held, seconds = [], []
+    for _ in range(times):
+        held.append(np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8))  # given back, it would not be fresh again
+        start = time.thread_time()
+        held[-1][:: mmap.PAGESIZE] = 1
+        seconds.append(time.thread_time() - start)
+    return statistics.median(seconds) / size
 
 
 def _median(
