@@ -100,6 +100,7 @@ def primitives(setting: Setting) -> dict[str, Any]:
     """
     if setting.quick:
         return apart(_primitives, {1 << 13: (3,)})
+    setting.costs.unlink(missing_ok=True)
     return {**apart(_primitives, PRIMITIVE_LEVELS), "rates": setting.calibrate()}
 
 
