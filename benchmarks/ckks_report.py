@@ -290,8 +290,8 @@ def _notes(document: Mapping[str, Any]) -> str:
         notes.insert(0, f"Provisional: not one run, parts come from different revisions ({'; '.join(commits)}).")
     if "digits" in parts:
         used = sorted({run["predicted_with"] for run in results(parts["digits"]["runs"])})
-        paces = [run["pace"] for name in ("digits", "dense", "oneshot") for run in paced(parts, name)]
-        notes.append(f"Predicted with {'; '.join(used)}{_pace_note(paces)}.")
+        timed = [run for name in ("digits", "dense", "oneshot") for run in paced(parts, name)]
+        notes.append(f"Predicted with {'; '.join(used)}{_pace_note(timed)}.")
         loads = [load for run in parts["digits"]["runs"] for load in run["load"]]
         notes.append(f"The machine's load was {min(loads):.1f} to {max(loads):.1f} around the batch runs.")
         if parts["digits"]["at_once"]:
@@ -322,12 +322,15 @@ def paced(parts: Mapping[str, Part], name: str) -> list[Part]:
     return [run for run in results(parts[name]["runs"]) if "pace" in run] if name in parts else []
 
 
-def _pace_note(paces: Sequence[Sequence[float]]) -> str:
-    if not paces:
+def _pace_note(runs: Sequence[Part]) -> str:
+    if not runs:
         return ""
+    paces = [run["pace"] for run in runs]
+    plain = [online(run) / run["predicted"]["online"] for run in runs]
     return (
         f", times the machine's pace right before and after each run: primitives took {min(map(min, paces)):.2f} to "
-        f"{max(map(max, paces)):.2f} times what they had taken a minute before, when they were calibrated"
+        f"{max(map(max, paces)):.2f} times what they had taken when they were calibrated, minutes before; "
+        f"without it, single runs took {min(plain):.2f} to {max(plain):.2f} times the online seconds planned"
     )
 
 

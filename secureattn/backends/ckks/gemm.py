@@ -72,9 +72,11 @@ def _weight_limbs(weights: Integers, prime: int, count: int, bits: int) -> npt.N
     """``[count·Dout, count·Din]``: row block l, column block k holds limb l of ``2^{bits·k}·W mod prime``, centred."""
     rows = []
     scaled = np.remainder(weights, np.int64(prime))
+    scratch = np.empty_like(scaled, dtype=np.uint64)
     for k in range(count):
         if k:
-            scaled = _shifted(scaled, bits, prime)
+            _shift(scaled.view(np.uint64), bits, prime, scratch)
+            _reduce(scaled.view(np.uint64), prime, scratch)
         rest = np.where(scaled > prime // 2, scaled - prime, scaled)
         column = []
         for _ in range(count - 1):
@@ -127,12 +129,3 @@ def _reduce(x: Residues, prime: int, scratch: Residues) -> None:
     np.floor_divide(x, np.uint64(prime), out=scratch)
     np.multiply(scratch, np.uint64(prime), out=scratch)
     np.subtract(x, scratch, out=x)
-
-
-def _shifted(x: Integers, bits: int, prime: int) -> Integers:
-    """``x·2^bits`` modulo the prime for 0 ≤ x < prime, in steps that stay below 2^62."""
-    step = 62 - prime.bit_length()
-    while bits > 0:
-        x = np.remainder(x << min(step, bits), np.int64(prime))
-        bits -= step
-    return x

@@ -251,7 +251,7 @@ class Loops:
         """
         if self.team is None or self._sharing:
             return range(count)
-        size = self.team.size if self.worth is None or loop in self.worth else 1
+        size = self.team.size if self._pays(loop) else 1
         shares = processes.portions(range(count), size)
         return shares[self.team.rank] if self.team.rank < len(shares) else ()
 
@@ -263,8 +263,7 @@ class Loops:
         *,
         once: bool = False,
     ) -> list[Cipher]:
-        pays = len(items) > 1 and (self.worth is None or loop in self.worth)
-        if self.team is None or self._sharing or not (once or pays):
+        if self.team is None or self._sharing or not (once or (len(items) > 1 and self._pays(loop))):
             return list(run(items))
         before, share = self.recorder.spent(), [items[i] for i in self.portion(loop, len(items))]
         self._sharing = True
@@ -279,6 +278,9 @@ class Loops:
                 self.recorder.absorb(told["spent"])
                 self.steps.update(told["steps"])
         return [self._held(self.team, *cipher) for told in everyone for cipher in told["ciphers"]]
+
+    def _pays(self, loop: Path) -> bool:
+        return self.worth is None or loop in self.worth
 
     def _put(self, team: Team, a: Cipher) -> tuple[int, float, int, int]:
         """What others need to know of a ciphertext that is for all."""

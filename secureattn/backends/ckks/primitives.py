@@ -195,7 +195,7 @@ class Bench:
     def sharing(self, times: int = 7) -> Rates:
         """Rates of sharing work with a second process; none where this system cannot.
 
-        Each rotates ciphertexts alone while the other waits, then both do.
+        The first rotates ciphertexts while the other waits, then both do.
         """
         if not processes.available():
             return {}
@@ -231,9 +231,8 @@ class Bench:
                 waited.append((time.perf_counter() - start) / _EXCHANGES)
                 sent.append(put(team) / residues)
                 slower.append(both / alone if alone else 1.0)
-            together_now = max(1.0, statistics.median(slower))
             return {
-                "together": together_now,
+                "together": max(1.0, statistics.median(slower)),
                 "exchanges": statistics.median(waited),
                 "residues_sent": statistics.median(sent[1:]),
             }
