@@ -1,7 +1,7 @@
 """Writes the generated parts of README.md: what the demo measured (from ``out/``) and what runs where (from the code).
 
 ``make demo && python benchmarks/report.py`` (the plot goes along). ``--tables`` writes only what needs no run: which
-approximations there are, and the atlas and the CKKS benchmark as last measured; ``--check`` says whether those are up
+approximations there are, the atlas and both engines' benchmarks as last measured; ``--check`` says whether those are up
 to date.
 """
 
@@ -53,7 +53,13 @@ def main() -> int:
 
 def unmeasured(text: str) -> str:
     """The text with the tables that need no run."""
-    tables = {"support": support_table, "attention": attention_table, "atlas": atlas_table, "ckks": ckks_table}
+    tables = {
+        "support": support_table,
+        "attention": attention_table,
+        "atlas": atlas_table,
+        "mpc": mpc_table,
+        "ckks": ckks_table,
+    }
     for name, table in tables.items():
         text = replaced(text, name, table())
     return text
@@ -107,6 +113,11 @@ def atlas_table() -> str:
 def ckks_table() -> str:
     """The CKKS benchmark as it was last measured."""
     return (ROOT / "benchmarks" / "results" / "ckks.md").read_text()
+
+
+def mpc_table() -> str:
+    """The secret-sharing benchmark as it was last measured."""
+    return (ROOT / "benchmarks" / "results" / "mpc.md").read_text()
 
 
 def demo_output() -> str:

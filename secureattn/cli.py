@@ -69,8 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the protocol that a search found")
     compare = _model_command(commands, "compare", "exact, clear and encrypted: accuracy, agreement, errors", _compare)
     _samples(compare)
+    _device(compare)
     profile = _model_command(commands, "profile", "what every operation of a run cost", _profile)
     _samples(profile)
+    _device(profile)
     profile.add_argument("--error", action="store_true", help="error of operations, in bits; NOT private (CKKS)")
     profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, to open in Perfetto")
     profile.add_argument("--plot", type=Path, metavar="FILE", help="write a stacked-bar plot (.png or .svg)")
@@ -81,11 +83,31 @@ def _parser() -> argparse.ArgumentParser:
     _add_approx(commands)
     _add_training(commands)
     infer = _model_command(commands, "infer", "classify inputs from a file", _infer)
+    _device(infer)
     infer.add_argument(
         "input", type=Path, metavar="INPUT", help=".npy, .json or .safetensors with [N, tokens, features]"
     )
     infer.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help=".npy (scores) or .json")
+    _add_party(commands)
     return parser
+
+
+def _add_party(commands: Any) -> None:
+    text = "one party of a run on secret shares, or the dealer, here or on a machine of its own"
+    party = _command(commands, "party", text, _party)
+    party.add_argument("model", metavar="MODEL", help="all need its config and ranges, the owner alone its weights")
+    party.add_argument("protocol", metavar="PROTOCOL")
+    party.add_argument(
+        "--rank", metavar="R", help="owner (0), client (1), dealer, or a number (default: as torchrun says)"
+    )
+    party.add_argument(
+        "--rendezvous", metavar="HOST:PORT", help="the owner's address, where all meet (default: as torchrun says)"
+    )
+    party.add_argument("--input", type=Path, metavar="FILE", help="the client's inputs (.npy, .json, .safetensors)")
+    party.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the client writes scores (.npy, .json)")
+    party.add_argument("--wait", type=positive, default=60, metavar="S", help="seconds to wait for the others (60)")
+    _device(party)
+    _json(party)
 
 
 def _add_approx(commands: Any) -> None:
@@ -141,6 +163,11 @@ def _model_command(
 
 def _json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON too")
+
+
+def _device(command: argparse.ArgumentParser) -> None:
+    text = "where shares are computed with (secret shares; default cpu)"
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=text)
 
 
 def _samples(command: argparse.ArgumentParser) -> None:
@@ -212,7 +239,7 @@ def _compare(options: Options) -> None:
     output.writable(options.json)
     with output.progress() as tell:
         plan, inputs, labels = _sampled(options, tell)
-        compared = comparison.compare(plan, inputs, labels, tell)
+        compared = comparison.compare(plan, inputs, labels, tell, device=options.device)
     comparison.show(compared, output.stdout())
     if options.json:
         output.write_json(options.json, compared.document())
@@ -228,7 +255,8 @@ def _profile(options: Options) -> None:
     networks = [load_network(name) for name in options.network or ("lan", "wan")]
     with output.progress() as tell:
         plan, inputs, _ = _sampled(options, tell)
-        run = runs.execute(plan, inputs, progress=tell, trace=options.trace is not None, errors=options.error)
+        wanted = {"trace": options.trace is not None, "errors": options.error, "device": options.device}
+        run = runs.execute(plan, inputs, progress=tell, **wanted)
     profiling.show(plan, run, networks, output.stdout(), top=options.top)
     profiling.write(run, trace=options.trace, plot=options.plot)
     if options.json:
@@ -247,7 +275,7 @@ def _infer(options: Options) -> None:
     _warn(inference.outside(model, inputs))
     with output.progress() as tell:
         plan = _make_plan(options, model, protocol, len(inputs), tell)
-        run = runs.execute(plan, inputs, progress=tell)
+        run = runs.execute(plan, inputs, progress=tell, device=options.device)
     _warn(inference.lost(run.outputs))
     inference.write_outputs(options.output, run.outputs)
     console = output.stdout()
@@ -258,6 +286,26 @@ def _infer(options: Options) -> None:
         from secureattn.commands import profiling
 
         output.write_json(options.json, profiling.document(plan, run, ()))
+
+
+def _party(options: Options) -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is our one line, not torch's thirty
+    from secureattn import runs
+    from secureattn.commands import output, parties
+    from secureattn.deploy.party import take_part
+
+    output.writable(options.json, options.output)
+    model, protocol = _named(options)
+    seat = parties.seat_of(protocol, options.rank, options.rendezvous, float(options.wait))
+    inputs = parties.inputs_of(model, seat, options.input, options.output)
+    runs.require(protocol.engine)
+    outcome = take_part(model, protocol, seat, inputs, device=options.device, tell=_fail)
+    parties.write(outcome, protocol, options.output, options.json)
+    parties.show(outcome, protocol, output.stdout())
+
+
+def _fail(text: str) -> None:
+    print(f"secureattn: error: {text}", file=sys.stderr, flush=True)
 
 
 def _approx_list(options: Options) -> None:

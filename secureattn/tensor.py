@@ -49,7 +49,10 @@ class Backend(Protocol):
     recorder: Recorder
 
     def weight(self, array: Any) -> Weight:
-        """Prepare a parameter: a matrix ``[Dout,Din]`` for ``linear``, or an addend such as ``[D]`` or ``[S,D]``."""
+        """Prepare a parameter: an addend such as ``[D]`` or ``[S,D]``, or a matrix ``[Dout,Din]`` for ``linear``."""
+
+    def matrix(self, array: Any) -> Weight:
+        """The same for a matrix that ``linear`` will use; what that needs once is done now."""
 
     def region(self, name: str) -> AbstractContextManager[None]:
         """Name the part of the network that runs inside, for the ledger."""
@@ -182,6 +185,10 @@ class Tensor(ABC):
     def less(self, other: Self | Public) -> Self:
         """1 where ``x < other``, else 0. Needs COMPARE."""
         raise self._lacks(Capability.COMPARE, "less")
+
+    def less_each(self, others: Sequence[Self | Public]) -> list[Self]:
+        """``less`` for each of several; an engine may compare all at once. Needs COMPARE."""
+        return [self.less(other) for other in others]
 
     def pool(self, size: int) -> Self:
         """Mean of every ``size`` tokens in a row: ``[B,H,S,Dh]`` → ``[B,H,S/size,Dh]``. Needs MATRIX."""

@@ -6,11 +6,14 @@ A plain module: the parties of a secret-sharing run, processes of their own, imp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.polynomial import chebyshev as cheb
 from numpy.polynomial import polynomial as poly
 
@@ -23,6 +26,11 @@ from secureattn.backends.ckks.cipher import Cipher, OutOfLevels
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.parameters import CkksParameters, chain, most_levels
 from secureattn.backends.ckks.roles import MaskedRefresh, pack
+from secureattn.backends.crypten import harmonics
+from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.material import Request, draw, elements
+from secureattn.backends.crypten.parameters import MpcParameters
+from secureattn.backends.crypten.runtime import Runtime
 from secureattn.backends.symbolic import SymbolicCkks
 from secureattn.events import Recorder
 from secureattn.polynomial import Polynomial
@@ -75,12 +83,9 @@ ROTATED = Bound(6e-6, "key switching with a special prime no wider than the firs
 ROTATED_TWICE = Bound(2e-5, "noise of key switching, times values up to 3, or summed over 4 keys")
 NOISE_DEEP = Bound(3e-7, "encryption noise at scale 2^40, which every level of a polynomial adds to and may double")
 
-SHARES = Bound(0.0, "sums and integer factors are exact in the ring, and inputs lie on its grid")
-CUT = Bound(ULP, "one exact truncation errs by less than one unit in the last place")
-CUT_FACTOR = Bound(1.25 * ULP, "one truncation, and a public factor that keeps 22 bits")
-CUT_SERIES = Bound(1.5 * ULP, "one truncation, and rounding of all factors and dealt values to half a unit in all")
-CUT_TWICE = Bound(3 * ULP, "truncations in turn, each off by a unit times what it is multiplied by afterwards, below 2")
-CUT_MANY = Bound(32 * ULP, "a truncation at every step of a polynomial, each doubled by the Chebyshev recursion")
+SHARES = Bound(0.0, "sums and products are exact while the ring has room for their places; inputs lie on its grid")
+FACTOR = Bound(2.0**-22, "a public factor keeps 22 significant bits")
+CUT_MANY = Bound(8 * ULP, "a truncation at each of three steps, doubled by the Chebyshev recursion, and one at the end")
 
 
 # ---- functions, fitted here by numpy alone ----------------------------------------------------------------------
@@ -113,6 +118,13 @@ def waves(f: FourierSeries) -> Callable[[Array], Array]:
         return f.constant + f.linear * x + np.sum(terms, axis=0)
 
     return value
+
+
+def rounded(f: FourierSeries, places: int) -> Bound:
+    """On shares, of a result with so many places: either half may have one more, which takes 1.12 times the least."""
+    squares = sum(c * c for c in (*f.cosines, *f.sines))
+    usual = 1.12 * float(np.sqrt(np.sqrt(len(f.cosines) * squares) * 2.0**-places / 6))
+    return Bound(6 * usual, "six times what rounding factors and dealt values typically errs by")
 
 
 def heavy(x: Array) -> Array:
@@ -205,6 +217,11 @@ def run_layernorm(b: Any, x: Any) -> Any:
     return layernorm(x, epsilon=1e-3, rsqrt=lambda t: t.polynomial(RSQRT), gain=GAIN, bias=SHIFT)
 
 
+def sum_of_bits(bits: Sequence[Any]) -> Any:
+    """Comparisons in one number."""
+    return bits[0].combine([(2.0**i, bit) for i, bit in enumerate(bits)])
+
+
 def run_refresh(b: Any, x: Any, y: Any) -> Any:
     region, point = REFRESH_POINT.split("/")
     with b.region(region):
@@ -247,35 +264,46 @@ PROGRAMS: dict[str, Program] = {
     "sub_itself": op((X,), lambda b, x: x - x, lambda x: x - x, ROUNDING, FRESH, SHARES),
     "sub_from_scalar": op((X,), lambda b, x: 2 - x, lambda x: 2 - x, ROUNDING, FRESH, SHARES),
     "neg": op((X,), lambda b, x: -x, lambda x: -x, ROUNDING, FRESH, SHARES),
-    "mul": op((X, Y), lambda b, x, y: x * y, lambda x, y: x * y, ROUNDING, NOISE, CUT),
-    "mul_column": op((X, COLUMN), lambda b, x, c: x * c, lambda x, c: x * c, ROUNDING, NOISE, CUT),
-    "mul_by_wider": op((COLUMN, X), lambda b, c, x: c * x, lambda c, x: c * x, ROUNDING, NOISE, CUT),
-    "mul_float": op((X,), lambda b, x: x * 0.3, lambda x: x * 0.3, ROUNDING, NOISE, CUT_FACTOR),
-    "mul_tiny": op((X,), lambda b, x: x * 1e-9, lambda x: x * 1e-9, ROUNDING, NOISE, CUT_FACTOR),
+    "mul": op((X, Y), lambda b, x, y: x * y, lambda x, y: x * y, ROUNDING, NOISE, SHARES),
+    "mul_column": op((X, COLUMN), lambda b, x, c: x * c, lambda x, c: x * c, ROUNDING, NOISE, SHARES),
+    "mul_by_wider": op((COLUMN, X), lambda b, c, x: c * x, lambda c, x: c * x, ROUNDING, NOISE, SHARES),
+    "mul_float": op((X,), lambda b, x: x * 0.3, lambda x: x * 0.3, ROUNDING, NOISE, FACTOR),
+    "mul_tiny": op((X,), lambda b, x: x * 1e-9, lambda x: x * 1e-9, ROUNDING, NOISE, FACTOR),
     "mul_zero": op((X,), lambda b, x: x * 0, lambda x: x * 0, ROUNDING, NOISE, SHARES),
     "mul_int": op((X,), lambda b, x: -3 * x, lambda x: -3 * x, ROUNDING, NOISE, SHARES),
     "mul_two": op((X,), lambda b, x: x * 2, lambda x: x * 2, ROUNDING, FRESH, SHARES),
-    "mul_vector": op((X,), lambda b, x: x * ROW, lambda x: x * ROW, ROUNDING, NOISE, CUT_FACTOR),
-    "mul_places": op((X,), lambda b, x: x * PLACES, lambda x: x * PLACES, ROUNDING, NOISE, CUT_FACTOR),
-    "square": op((X,), lambda b, x: x.square(), lambda x: x * x, ROUNDING, NOISE, CUT),
-    "linear": op((X,), lambda b, x: x.linear(b.weight(W), b.weight(B)), lambda x: x @ W.T + B, ROUNDING, NOISE, CUT),
-    "linear_places": op(
-        (X,), lambda b, x: x.linear(b.weight(W), b.weight(SB)), lambda x: x @ W.T + SB, ROUNDING, NOISE, CUT
+    "mul_vector": op((X,), lambda b, x: x * ROW, lambda x: x * ROW, ROUNDING, NOISE, SHARES),
+    "mul_places": op((X,), lambda b, x: x * PLACES, lambda x: x * PLACES, ROUNDING, NOISE, SHARES),
+    "square": op((X,), lambda b, x: x.square(), lambda x: x * x, ROUNDING, NOISE, SHARES),
+    "square_of_square": op(
+        (X,),
+        lambda b, x: x.square().square(),
+        lambda x: x**4,
+        ROUNDING,
+        NOISE,
+        Bound(2 * ULP, "the truncation of x², below 1, counts twice"),
     ),
-    "linear_no_bias": op((X,), lambda b, x: x.linear(b.weight(W)), lambda x: x @ W.T, ROUNDING, NOISE, CUT),
-    "inner": op((X, Y), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ROUNDING, NOISE, CUT),
-    "inner_itself": op((X,), lambda b, x: x.inner(x), lambda x: (x * x).sum(-1, keepdims=True), ROUNDING, NOISE, CUT),
+    "linear": op((X,), lambda b, x: x.linear(b.weight(W), b.weight(B)), lambda x: x @ W.T + B, ROUNDING, NOISE, SHARES),
+    "linear_matrix": op((X,), lambda b, x: x.linear(b.matrix(W)), lambda x: x @ W.T, ROUNDING, NOISE, SHARES),
+    "linear_places": op(
+        (X,), lambda b, x: x.linear(b.weight(W), b.weight(SB)), lambda x: x @ W.T + SB, ROUNDING, NOISE, SHARES
+    ),
+    "linear_no_bias": op((X,), lambda b, x: x.linear(b.weight(W)), lambda x: x @ W.T, ROUNDING, NOISE, SHARES),
+    "inner": op(
+        (X, Y), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ROUNDING, NOISE, SHARES
+    ),
+    "inner_itself": op(
+        (X,), lambda b, x: x.inner(x), lambda x: (x * x).sum(-1, keepdims=True), ROUNDING, NOISE, SHARES
+    ),
     "sum_features": op((X,), lambda b, x: x.sum(-1), lambda x: x.sum(-1, keepdims=True), ROUNDING, NOISE, SHARES),
     "sum_tokens": op((X,), lambda b, x: x.sum(1), lambda x: x.sum(1, keepdims=True), ROUNDING, ROTATED, SHARES),
     "sum_one_token": op(
         (X,), lambda b, x: x.sum(1).sum(1), lambda x: x.sum(1, keepdims=True), ROUNDING, ROTATED, SHARES
     ),
-    "mean_features": op(
-        (X,), lambda b, x: x.mean(-1), lambda x: x.mean(-1, keepdims=True), ROUNDING, NOISE, CUT_FACTOR
-    ),
-    "mean_tokens": op((X,), lambda b, x: x.mean(1), lambda x: x.mean(1, keepdims=True), ROUNDING, ROTATED, CUT_FACTOR),
+    "mean_features": op((X,), lambda b, x: x.mean(-1), lambda x: x.mean(-1, keepdims=True), ROUNDING, NOISE, FACTOR),
+    "mean_tokens": op((X,), lambda b, x: x.mean(1), lambda x: x.mean(1, keepdims=True), ROUNDING, ROTATED, SHARES),
     "token_mean_off": op(
-        (X,), lambda b, x: x - x.mean(1), lambda x: x - x.mean(1, keepdims=True), ROUNDING, ROTATED, CUT_FACTOR
+        (X,), lambda b, x: x - x.mean(1), lambda x: x - x.mean(1, keepdims=True), ROUNDING, ROTATED, SHARES
     ),
     "take_features": op((X,), lambda b, x: x.take(-1, slice(1, 4)), lambda x: x[..., 1:4], ROUNDING, FRESH, SHARES),
     "take_feature": op((X,), lambda b, x: x.take(2, -1), lambda x: x[..., -1:], ROUNDING, FRESH, SHARES),
@@ -283,14 +311,14 @@ PROGRAMS: dict[str, Program] = {
     "take_last_token": op((X,), lambda b, x: x.take(1, -1), lambda x: x[:, -1:], ROUNDING, ROTATED, SHARES),
     "split_heads": op((X,), lambda b, x: x.split_heads(HEADS), heads, ROUNDING, FRESH, SHARES),
     "merge_heads": op((X,), lambda b, x: x.split_heads(HEADS).merge_heads(), lambda x: x, ROUNDING, FRESH, SHARES),
-    "scores": op((X, Y), lambda b, x, y: run_scores(x, y), scores, ROUNDING, ROTATED, CUT),
+    "scores": op((X, Y), lambda b, x, y: run_scores(x, y), scores, ROUNDING, ROTATED, SHARES),
     "scores_sum": op(
         (X, Y),
         lambda b, x, y: run_scores(x, y).sum(-1),
         lambda x, y: scores(x, y).sum(-1, keepdims=True),
         ROUNDING,
         ROTATED,
-        Bound(4 * ULP, "a truncation for every one of 4 keys"),
+        SHARES,
     ),
     "scores_mean": op(
         (X, Y),
@@ -298,13 +326,13 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: scores(x, y) - scores(x, y).mean(-1, keepdims=True),
         ROUNDING,
         ROTATED,
-        CUT_TWICE,
+        SHARES,
     ),
     "scores_mask": op(
-        (X, Y), lambda b, x, y: run_scores(x, y) * MASK, lambda x, y: scores(x, y) * MASK, ROUNDING, ROTATED, CUT
+        (X, Y), lambda b, x, y: run_scores(x, y) * MASK, lambda x, y: scores(x, y) * MASK, ROUNDING, ROTATED, SHARES
     ),
     "scores_plus": op(
-        (X, Y), lambda b, x, y: run_scores(x, y) + MASK, lambda x, y: scores(x, y) + MASK, ROUNDING, ROTATED, CUT
+        (X, Y), lambda b, x, y: run_scores(x, y) + MASK, lambda x, y: scores(x, y) + MASK, ROUNDING, ROTATED, SHARES
     ),
     "scores_mix": op(
         (X, Y),
@@ -312,7 +340,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: merged(mix(scores(x, y), heads(y))),
         ROUNDING,
         ROTATED,
-        Bound(6 * ULP, "a truncation for every one of 4 keys times a value below 1, and one of the sum"),
+        SHARES,
     ),
     "per_key_plus": op(
         (X, Y),
@@ -320,7 +348,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: scores(x, y) + squares(y).swapaxes(2, 3),
         ROUNDING,
         ROTATED,
-        CUT_TWICE,
+        SHARES,
     ),
     "per_key_times": op(
         (X, Y),
@@ -328,7 +356,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: scores(x, y) * heads(y).sum(-1)[:, :, None],
         ROUNDING,
         ROTATED_TWICE,
-        Bound(4 * ULP, "the truncation of the scores times a factor below 3, and one of the product"),
+        SHARES,
     ),
     "per_key_first": op(
         (X, Y),
@@ -336,7 +364,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: scores(x, y) * heads(y).sum(-1)[:, :, None],
         ROUNDING,
         ROTATED_TWICE,
-        Bound(4 * ULP, "the truncation of the scores times a factor below 3, and one of the product"),
+        SHARES,
     ),
     "per_key_and_query": op(
         (X, Y),
@@ -344,7 +372,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: heads(x).sum(-1, keepdims=True) * heads(y).sum(-1)[:, :, None],
         ROUNDING,
         ROTATED_TWICE,
-        CUT,
+        SHARES,
     ),
     "per_key_mixed": op(
         (X, Y),
@@ -352,7 +380,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: mix(scores(x, y) + squares(y).swapaxes(2, 3), heads(y)),
         ROUNDING,
         ROTATED_TWICE,
-        Bound(9 * ULP, "two truncations for every one of 4 keys times a value below 1, and one of the sum"),
+        SHARES,
     ),
     "per_query_times": op(
         (X, Y),
@@ -360,7 +388,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: scores(x, y) * heads(x).sum(-1, keepdims=True),
         ROUNDING,
         ROTATED_TWICE,
-        Bound(4 * ULP, "the truncation of the scores times a factor below 3, and one of the product"),
+        SHARES,
     ),
     "linear_attention": op(
         (X, Y),
@@ -368,7 +396,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: merged(mix(scores(x, y), heads(y))),
         ROUNDING,
         ROTATED_TWICE,
-        Bound(6 * ULP, "a truncation for every one of 4 keys times a value below 1, and one of the sum"),
+        SHARES,
     ),
     "linear_attention_total": op(
         (X, Y),
@@ -376,7 +404,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: scores(x, y).sum(-1, keepdims=True),
         ROUNDING,
         ROTATED_TWICE,
-        Bound(4 * ULP, "a truncation for every one of 4 keys"),
+        SHARES,
     ),
     "linear_attention_kernel": op(
         (X, Y),
@@ -384,7 +412,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: merged(mix(scores(x, y) * KERNEL, heads(y))),
         ROUNDING,
         ROTATED_TWICE,
-        Bound(9 * ULP, "two truncations for every one of 4 keys times a value below 1, and one of the sum"),
+        Bound(4 * ULP, "the truncation of a weight for every one of 4 keys, times a value below 1"),
     ),
     "linear_attention_kernel_total": op(
         (X, Y),
@@ -392,18 +420,18 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: (scores(x, y) * KERNEL).sum(-1, keepdims=True),
         ROUNDING,
         ROTATED_TWICE,
-        Bound(8 * ULP, "two truncations for every one of 4 keys"),
+        SHARES,
     ),
-    "mul_weight_number": op((X,), lambda b, x: x * b.weight(B[:1]), lambda x: x * B[:1], ROUNDING, NOISE, CUT),
-    "mul_weight_vector": op((X,), lambda b, x: x * b.weight(ROW), lambda x: x * ROW, ROUNDING, NOISE, CUT),
-    "mul_weight_places": op((X,), lambda b, x: x * b.weight(PLACES), lambda x: x * PLACES, ROUNDING, NOISE, CUT),
+    "mul_weight_number": op((X,), lambda b, x: x * b.weight(B[:1]), lambda x: x * B[:1], ROUNDING, NOISE, SHARES),
+    "mul_weight_vector": op((X,), lambda b, x: x * b.weight(ROW), lambda x: x * ROW, ROUNDING, NOISE, SHARES),
+    "mul_weight_places": op((X,), lambda b, x: x * b.weight(PLACES), lambda x: x * PLACES, ROUNDING, NOISE, SHARES),
     "mul_weight_scores": op(
         (X, Y),
         lambda b, x, y: run_scores(x, y) * b.weight(KERNEL),
         lambda x, y: scores(x, y) * KERNEL,
         ROUNDING,
         ROTATED,
-        CUT_TWICE,
+        SHARES,
     ),
     "add_weight_vector": op((X,), lambda b, x: x + b.weight(ROW), lambda x: x + ROW, ROUNDING, FRESH, SHARES),
     "add_weight_scores": op(
@@ -412,7 +440,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: scores(x, y) + KERNEL,
         ROUNDING,
         ROTATED,
-        CUT,
+        SHARES,
     ),
     "row_factor": op(
         (X, Y),
@@ -420,7 +448,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: mix(scores(x, y), heads(y)) * scores(x, y).sum(-1, keepdims=True),
         ROUNDING,
         Bound(2e-5, "noise of key switching in either factor, times the other, up to 4"),
-        Bound(64 * ULP, "truncations of both factors, each times the other, up to 6"),
+        Bound(3.3 * ULP, "the truncation of one factor, times the other, up to 3.3"),
     ),
     "factor_first": op(
         (X, Y),
@@ -428,7 +456,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: mix(scores(x, y), heads(y)) * scores(x, y).sum(-1, keepdims=True),
         ROUNDING,
         Bound(2e-5, "noise of key switching in either factor, times the other, up to 4"),
-        Bound(64 * ULP, "truncations of both factors, each times the other, up to 6"),
+        Bound(3.3 * ULP, "the truncation of one factor, times the other, up to 3.3"),
     ),
     "combine": op(
         (X, Y),
@@ -436,7 +464,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: 0.3 * x - 2e-3 * y + x * y + x * x + 1.7,
         ROUNDING,
         NOISE,
-        Bound(1.5 * ULP, "one truncation of the sum, and two public factors that keep 22 bits"),
+        FACTOR,
     ),
     "combine_levels": op(
         (X, Y),
@@ -444,7 +472,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: 0.5 * x + x * y * y + x * x,
         ROUNDING,
         NOISE,
-        CUT_TWICE,
+        SHARES,
     ),
     "combine_terms": op(
         (X, Y),
@@ -452,7 +480,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x, y: 0.5 * x + 3 * y - 0.5,
         ROUNDING,
         NOISE,
-        CUT_FACTOR,
+        SHARES,
     ),
     "combine_column": op(
         (COLUMN, X),
@@ -460,7 +488,7 @@ PROGRAMS: dict[str, Program] = {
         lambda c, x: 0.5 * c + c * x + 1.0,
         ROUNDING,
         NOISE,
-        CUT_FACTOR,
+        SHARES,
     ),
     "linear_heads": op(
         (X,),
@@ -468,34 +496,51 @@ PROGRAMS: dict[str, Program] = {
         lambda x: heads(x) @ W[:, :3].T + B,
         ROUNDING,
         NOISE,
-        CUT,
+        SHARES,
     ),
     "polynomial_3": op((X,), lambda b, x: x.polynomial(CUBIC), clear(CUBIC), ROUNDING, NOISE_DEEP, CUT_MANY),
     "polynomial_7": op((X,), lambda b, x: x.polynomial(SEPTIC), clear(SEPTIC), ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
     "polynomial_even": op((X,), lambda b, x: x.polynomial(EVEN), clear(EVEN), ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
-    "polynomial_monomial": op(
-        (X,), lambda b, x: x.polynomial(MONOMIAL), clear(MONOMIAL), ROUNDING, NOISE_DEEP, CUT_MANY
-    ),
+    "polynomial_monomial": op((X,), lambda b, x: x.polynomial(MONOMIAL), clear(MONOMIAL), ROUNDING, NOISE_DEEP, SHARES),
     "polynomial_constant": op(
         (X,), lambda b, x: x.polynomial(Polynomial((0.75,), (-1, 1))), lambda x: 0 * x + 0.75, ROUNDING, FRESH, SHARES
     ),
-    "series_even": op((X,), lambda b, x: x.series(EVEN_SERIES), waves(EVEN_SERIES), ROUNDING, NOISE_DEEP, CUT_SERIES),
-    "series_odd": op((X,), lambda b, x: x.series(ODD_SERIES), waves(ODD_SERIES), ROUNDING, NOISE_DEEP, CUT_SERIES),
-    "series_general": op((X,), lambda b, x: x.series(SERIES), waves(SERIES), ROUNDING, NOISE_DEEP, CUT_SERIES),
-    "refresh": op((X, Y), run_refresh, lambda x, y: x * y * y, ROUNDING, NOISE, CUT_TWICE),
+    "series_even": op(
+        (X,), lambda b, x: x.series(EVEN_SERIES), waves(EVEN_SERIES), ROUNDING, NOISE_DEEP, rounded(EVEN_SERIES, 38)
+    ),
+    "series_odd": op(
+        (X,), lambda b, x: x.series(ODD_SERIES), waves(ODD_SERIES), ROUNDING, NOISE_DEEP, rounded(ODD_SERIES, 32)
+    ),
+    "series_general": op((X,), lambda b, x: x.series(SERIES), waves(SERIES), ROUNDING, NOISE_DEEP, rounded(SERIES, 38)),
+    "refresh": op((X, Y), run_refresh, lambda x, y: x * y * y, ROUNDING, NOISE, SHARES),
     "refresh_unused": op((X,), run_refresh_elsewhere, lambda x: x, ROUNDING, FRESH, SHARES),
     "power_softmax": op((SMALL, Y), run_power, power_weights, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
     "softmax_mean_shift": op((SMALL, Y), run_mean_shift, mean_shift_weights, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
-    "layernorm": op((WIDE,), run_layernorm, normalised, ROUNDING_MANY, NOISE_DEEP, CUT_MANY),
+    "layernorm": op(
+        (WIDE,),
+        run_layernorm,
+        normalised,
+        ROUNDING_MANY,
+        NOISE_DEEP,
+        Bound(32 * ULP, "that of a polynomial, times a value up to 4"),
+    ),
     "less": op((X, Y), lambda b, x, y: x.less(y), lambda x, y: (x < y) * 1.0, ROUNDING, None, SHARES),
     "less_scalar": op((X,), lambda b, x: x.less(0.125), lambda x: (x < 0.125) * 1.0, ROUNDING, None, SHARES),
+    "less_each": op(
+        (X, Y),
+        lambda b, x, y: sum_of_bits((x * y).less_each([y, 0.125, x])),
+        lambda x, y: (x * y < y) * 1.0 + 2.0 * (x * y < 0.125) + 4.0 * (x * y < x),
+        ROUNDING,
+        None,
+        SHARES,
+    ),
     "pool": op(
         (X,),
         lambda b, x: x.split_heads(HEADS).pool(2),
         lambda x: (heads(x)[:, :, ::2] + heads(x)[:, :, 1::2]) / 2,
         ROUNDING,
         None,
-        CUT,
+        SHARES,
     ),
     "pool_all": op(
         (X,),
@@ -503,7 +548,7 @@ PROGRAMS: dict[str, Program] = {
         lambda x: heads(x).mean(2, keepdims=True),
         ROUNDING,
         None,
-        CUT,
+        SHARES,
     ),
     "max": op((X,), lambda b, x: x.max(-1), lambda x: x.max(-1, keepdims=True), ROUNDING, None, SHARES),
 }
@@ -535,8 +580,6 @@ class Result:
 
 def run_party(backend: Any, names: list[str]) -> dict[str, Result]:
     """What one party of a secret-sharing run does: every program in turn, opened to the client."""
-    from secureattn.backends.crypten.backend import MpcBackend
-
     return {name: run_shared(MpcBackend(backend.runtime, Recorder()), name) for name in names}
 
 
@@ -550,6 +593,125 @@ def run_shared(backend: Any, name: str) -> Result:
         output = program.run(backend, *inputs)
     counted = counts(backend.recorder)
     return Result(backend.reveal(output, to=owner), output.shape, counted)
+
+
+class Table:
+    """Where the parties of one run meet, each in a thread, and what each of them sent."""
+
+    def __init__(self, parties: int) -> None:
+        from secureattn.backends.crypten.dealer import Dealer
+
+        self.barrier = threading.Barrier(parties, timeout=60)
+        self.slots: list[Any] = [None] * parties
+        self.sent: list[list[torch.Tensor]] = []
+        self.dealer = Dealer([bytes([rank] * 32) for rank in range(parties)])
+
+    def meet(self, rank: int, value: torch.Tensor) -> list[torch.Tensor]:
+        """What every party puts down."""
+        self.slots[rank] = value
+        if self.barrier.wait() == 0:
+            self.sent.append(list(self.slots))
+        self.barrier.wait()
+        return self.sent[-1]
+
+
+class Threaded(Runtime):
+    """A party with keys that are the same in every test; it does all that a real one does."""
+
+    def __init__(self, parameters: MpcParameters, rank: int, table: Table) -> None:
+        from secureattn.backends.crypten.csprng import Csprng
+
+        super().__init__(parameters, rank)
+        self.table, self.stream, self.common = table, Csprng(bytes([rank] * 32)), Csprng(b"c" * 32)
+        self.requests: list[Request] = []
+
+    def constant(self, values: Any) -> torch.Tensor:
+        return torch.from_numpy(np.array(values, dtype=np.int64))
+
+    def share(self, values: Any, *, owner: int) -> torch.Tensor:
+        shares = [self.common.ring(values.shape) for _ in range(self.parameters.parties)]
+        rest = sum(share for rank, share in enumerate(shares) if rank != owner)
+        return self.constant(values) - rest if self.rank == owner else shares[self.rank]
+
+    def reveal(self, share: torch.Tensor, *, to: int | None) -> torch.Tensor:
+        return self.exchange(share)
+
+    def from_first(self, values: torch.Tensor) -> torch.Tensor:
+        self.count("rounds", 1)
+        self.count("bytes_sent", 0 if self.rank else 8 * values.numel() * (self.parameters.parties - 1))
+        return self.table.meet(self.rank, values)[0]
+
+    def to_first(self, flat: torch.Tensor) -> torch.Tensor | None:
+        self.count("rounds", 1)
+        self.count("openings", flat.numel())
+        self.count("bytes_sent", 8 * flat.numel() if self.rank else 0)
+        sent = self.table.meet(self.rank, flat)
+        return None if self.rank else torch.stack(sent).sum(0)
+
+    def exchange(self, flat: torch.Tensor, *, xor: bool = False) -> torch.Tensor:
+        self.count("rounds", 1)
+        self.count("openings", flat.numel())
+        self.count("bytes_sent", flat.numel() * flat.element_size() * (self.parameters.parties - 1))
+        first, *others = self.table.meet(self.rank, flat)
+        total = first.clone()
+        for other in others:
+            total = total ^ other if xor else total + other
+        return total
+
+    def _dealt(self, requests: Sequence[Request]) -> Iterator[tuple[torch.Tensor, ...]]:
+        for request in requests:
+            self.requests.append(request)
+            masks, derived = draw(request, self.stream, self.rank)
+            if self.rank == 0:
+                self.count("dealer_bytes", request.correction_bytes)
+                parts = torch.split(self.table.dealer.correction(request), [elements(s) for s in request.derived])
+                derived = [part.reshape(shape) for part, shape in zip(parts, request.derived, strict=True)]
+            yield (*masks, *derived)
+
+    def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        product = torch.matmul(x, y)
+        self.count("macs", product.numel() * x.shape[-1])
+        return product
+
+    def turned_back(self, opened: Any, dealt: Any, series: FourierSeries, bits: int, places: int) -> torch.Tensor:
+        self.count("harmonics", opened.numel() * series.harmonics)
+        return harmonics.turned_back(opened, dealt, series, bits, places)
+
+
+@dataclass
+class Shared:
+    """What parties in threads made: the value and its binary places, every party's recorder and requests, and what
+    each sent in each round.
+    """
+
+    value: Array
+    places: int
+    recorders: list[Recorder]
+    requests: list[list[Request]]
+    sent: list[list[torch.Tensor]]
+
+
+def in_threads(program: Callable[..., Any], *inputs: Array, parameters: MpcParameters | None = None) -> Shared:
+    """Run a program of the backend and tensors on shares of the client's inputs."""
+    parameters = parameters or MpcParameters()
+    table = Table(parameters.parties)
+
+    def party(rank: int) -> tuple[Any, int, Recorder, list[Request]]:
+        runtime, recorder = Threaded(parameters, rank, table), Recorder()
+        try:
+            backend = MpcBackend(runtime, recorder)
+            tensors = [backend.input(x if rank == 1 else np.zeros_like(x)) for x in inputs]
+            with recorder.phase("online"):
+                output = program(backend, *tensors)
+            return MpcBackend(runtime, Recorder()).reveal(output), output.places, recorder, runtime.requests
+        except BaseException:
+            table.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(parameters.parties) as pool:
+        results = list(pool.map(party, range(parameters.parties)))
+    values, places, recorders, requests = zip(*results, strict=True)
+    return Shared(values[0], places[0], list(recorders), list(requests), table.sent)
 
 
 # ---- ciphertexts ------------------------------------------------------------------------------------------------

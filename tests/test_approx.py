@@ -354,6 +354,44 @@ def test_rmsnorm() -> None:
     assert np.max(np.abs(EXACT.reveal(y).mean(-1))) > 0.1, "no mean is taken away"
 
 
+# ---- series of a stretched argument ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "domain", "options", "slope", "shift"),
+    [
+        ("rsqrt", (0.05, 2.0), {"error": 1e-5}, 1 / 48, 1e-5),  # a norm's Σx²/D + ε
+        ("reciprocal", (1.0, 9.0), {"error": 1e-4}, 4.0, -0.5),
+        ("exp", (-8.0, 0.5), {"error": 1e-5}, 0.5, -0.25),
+        ("gelu", (-6.0, 6.0), {"harmonics": 16}, 1.5, 0.7),
+    ],
+)
+def test_a_refit_is_the_function_of_the_stretched_argument(
+    function: str, domain: Interval, options: dict[str, Any], slope: float, shift: float
+) -> None:
+    made = realise(function, {"kind": "fourier", **options}, domain)
+    assert made.refit is not None
+    found = made.refit(slope, shift)
+    assert found.series is not None
+    assert found.error is not None
+    assert np.array(found.domain) * slope + shift == pytest.approx(made.domain, rel=1e-12)
+    assert measured(found, found.domain, lambda x: TRUE[function](slope * x + shift)) == pytest.approx(
+        found.error, rel=1e-3
+    )
+    assert found.error <= options.get("error", made.error)
+    assert found.series.harmonics == options.get("harmonics", found.series.harmonics)
+    assert (found.function, found.kind, found.relative) == (function, "fourier", made.relative)
+    assert found.refit is not None
+    back = found.refit(1 / slope, -shift / slope)
+    assert back.domain == pytest.approx(made.domain, rel=1e-12)
+    assert measured(back, back.domain) == pytest.approx(back.error, rel=1e-3)
+
+
+def test_polynomials_have_no_refit() -> None:
+    for options in ({"kind": "remez", "degree": 7}, {"kind": "newton"}, {"kind": "octaves"}):
+        assert realise("rsqrt", options, (1e-3 if options["kind"] == "octaves" else 0.2, 1.0)).refit is None
+
+
 # ---- realise and its refusals ---------------------------------------------------------------------------------
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import Array, Counting, assert_close
+from programs import in_threads
 
 from secureattn import fit
 from secureattn.approx import Interval, Realisation, clip, exact, exp, max, realise, reciprocal, relu, rsqrt, sign
 from secureattn.approx.realisation import EVERYWHERE
+from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.plaintext import PlaintextBackend
+from secureattn.backends.symbolic import SymbolicMpc
 from secureattn.errors import PlanError, RangeError
 from secureattn.polynomial import Polynomial
 from secureattn.tensor import Capability
@@ -312,6 +316,74 @@ def test_a_wrong_coefficient_of_spu_is_caught(k: int, monkeypatch: pytest.Monkey
         check_spu()
 
 
+# ---- octaves side by side -------------------------------------------------------------------------------------
+
+STRIDES = {"reciprocal": 5, "rsqrt": 6}
+POWERS = {"reciprocal": -1.0, "rsqrt": -0.5}
+HIGH = 1500.0
+of_octaves = pytest.mark.parametrize("function", STRIDES)
+
+
+@cache
+def by_octaves(function: str, bits: int) -> tuple[Realisation, Array]:
+    """For κ = 2^bits, and numbers from the whole domain: even in log x, the thresholds and their neighbours."""
+    made = realise(function, {"kind": "octaves"}, (HIGH / 2**bits, HIGH))
+    stride = STRIDES[function]
+    thresholds = HIGH / 2.0 ** np.arange(stride, bits, stride)
+    x = np.r_[np.geomspace(HIGH / 2**bits, HIGH, 20001), thresholds, np.nextafter(thresholds, 0), thresholds * 0.9998]
+    return made, x
+
+
+@of_octaves
+@pytest.mark.parametrize("bits", [2, 5, 7, 17])
+def test_octaves_side_by_side(function: str, bits: int) -> None:
+    """An error that does not depend on κ, met and kept on the whole domain."""
+    made, x = by_octaves(function, bits)
+    assert made.error is not None
+    assert made.error <= 1e-4
+    assert np.max(np.abs(run(made, x) / x ** POWERS[function] - 1)) == pytest.approx(made.error, rel=1e-2)
+    assert made.covers((HIGH / 2**bits, HIGH))
+    assert made.relative
+    assert made.needs == (frozenset() if bits <= STRIDES[function] else {Capability.COMPARE})
+
+
+@of_octaves
+@pytest.mark.parametrize(("bits", "parties"), [(2, 2), (7, 2), (7, 3), (17, 2)])
+def test_octaves_on_shares(function: str, bits: int, parties: int) -> None:
+    """Rounding errs by units of what holds the smallest value of the series, the one at HIGH: typically three where it
+    has as many places as a product, else half a one; and by one where there is no room and it is truncated.
+    """
+    made, x = by_octaves(function, bits)
+    assert made.error is not None
+    x = np.rint(x[::7] * 2**16) / 2**16
+    shared = in_threads(lambda b, x: made(x), x, parameters=MpcParameters(parties=parties))
+    smallest = HIGH ** POWERS[function]
+    small = -math.ceil(math.log2(smallest + 2.0**-16))
+    units = 3.0 if shared.places == 2 * 16 + small else 0.5
+    off = np.abs(shared.value / x ** POWERS[function] - 1)
+    truncated = shared.recorders[0].total("truncations") > 0
+    assert off.max() <= made.error + (6 * units + truncated) * 2.0 ** -(16 + small) / smallest
+
+
+@of_octaves
+def test_rounds_of_octaves_do_not_depend_on_how_many(function: str) -> None:
+    """Comparisons 3, the products and the series one each; nothing but the series where there is one stride."""
+    rounds = {}
+    for bits in (2, 7, 17):
+        made, _ = by_octaves(function, bits)
+        plan = SymbolicMpc(MpcParameters())
+        with plan.recorder.phase("online"):
+            made(plan.shape_input((3, 20)))
+        steps, total = math.ceil(bits / STRIDES[function]), plan.recorder.total
+        assert total("comparisons") == 60 * (steps - 1)
+        assert total("products") == (0 if steps == 1 else 2 * 60)
+        truncating = sum(e.counts["rounds"] for e in plan.recorder.events.values() if e.op == "truncate")
+        rounds[bits] = total("rounds", phase="online")
+        assert rounds[bits] - truncating == (1 if steps == 1 else 6)
+    assert rounds[2] == 1
+    assert rounds[7] == rounds[17]
+
+
 # ---- gradients, refusals, true forms --------------------------------------------------------------------------
 
 
@@ -346,8 +418,11 @@ def test_refusals() -> None:
         realise("max", {"kind": "composite", "keys": 1}, (-1.0, 1.0))
     with pytest.raises(PlanError, match="made for 4 keys, got 5; raise keys"):
         run(max.composite((-1.0, 1.0), keys=4), np.zeros((1, 5)))
-    with pytest.raises(PlanError, match="positive domain"):
-        reciprocal.normalised((0.0, 1.0))
+    for build in (reciprocal.normalised, reciprocal.octaves, rsqrt.octaves):
+        with pytest.raises(PlanError, match="positive domain"):
+            build((0.0, 1.0))
+    with pytest.raises(PlanError, match=r"reciprocal\(octaves\) needs a stride of at least 1, got 0"):
+        reciprocal.octaves((0.1, 1.0), stride=0)
 
 
 def test_true_forms() -> None:

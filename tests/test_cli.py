@@ -176,8 +176,8 @@ def test_plans_need_no_engine(tmp_path: Path) -> None:
 def test_infer_writes_scores_and_classes(tmp_path: Path) -> None:
     inputs, labels = _three()
     np.save(tmp_path / "in.npy", inputs)
-    for name in ("out.npy", "out.json"):
-        done = run("infer", "digits-vit", "power-softmax-mpc", tmp_path / "in.npy", "-o", tmp_path / name)
+    for name, protocol in (("out.npy", "power-softmax-mpc"), ("out.json", "plaintext")):
+        done = run("infer", "digits-vit", protocol, tmp_path / "in.npy", "-o", tmp_path / name)
         assert done.returncode == 0, done.stderr
         assert "trust: " in done.stdout
     scores = np.load(tmp_path / "out.npy")

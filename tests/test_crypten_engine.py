@@ -26,10 +26,14 @@ if importlib.util.find_spec("crypten") is None:
 import torch
 
 from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.comparison import negative
 from secureattn.backends.crypten.launch import PartyResult, run_parties
-from secureattn.backends.crypten.material import HEADER_WORDS, Kind, Request
-from secureattn.backends.crypten.parameters import MpcParameters
+from secureattn.backends.crypten.material import Kind, Request
+from secureattn.backends.crypten.parameters import RING_BITS, MpcParameters
 from secureattn.backends.crypten.planning import NullRuntime
+from secureattn.backends.crypten.tensor import MpcTensor
+from secureattn.backends.crypten.transport import Mesh
+from secureattn.backends.crypten.truncation import truncate
 from secureattn.errors import CapabilityError, EngineError, InputError, ProtocolError
 from secureattn.events import Recorder
 from secureattn.series import FourierSeries
@@ -54,9 +58,12 @@ A = grid(2, 3, 5, 5)
 W, B = grid(7, 6), grid(7)
 WIDE = grid(3, 7, scale=50.0)
 MASK = (Y > 0).astype(float)
+EDGES = np.array([-4096.0, ULP - 4096.0, -1.0, -ULP, 0.0, ULP, 1.0, 4096.0 - ULP])  # of 12 integer bits
+NEAR = X + np.resize([-ULP, 0.0, ULP], X.shape)
 WAVES = FourierSeries(16.0, (0.5, -0.25, 0.125), (1.0, 0.0, -0.75), (-7.0, 7.0), constant=0.3, linear=-0.7)
 TIDE = FourierSeries(2.0**17, (1.5,), (-0.5,), (-200.0, 200.0))  # 33 bits to open
 SWITCH = FourierSeries(2.0, (-0.5,), (), (0.0, 1.0), constant=0.5)  # 0 and 1 stay
+RIPPLE = FourierSeries(16.0, (0.5, -0.25, 0.125), (1.0, 0.0, -0.75), (-7.0, 7.0), constant=0.3)
 
 
 def series(f: FourierSeries) -> Callable[[np.ndarray], np.ndarray]:
@@ -73,10 +80,39 @@ def series(f: FourierSeries) -> Callable[[np.ndarray], np.ndarray]:
     return value
 
 
+def rounding(f: FourierSeries, places: int) -> float:
+    """Six times the standard error of a series whose factors and dealt values have so many places together."""
+    spread = sum(c * c for c in (*f.cosines, *f.sines))
+    return 6 * min(
+        math.sqrt((f.harmonics * 4.0**-factor + spread * 4.0 ** (factor - places)) / 12) for factor in range(1, places)
+    )
+
+
+def reading(f: FourierSeries, units: float) -> float:
+    """What a series changes where its argument is read so much too low."""
+    return units * float(np.abs(f.derivative()(np.linspace(*f.domain, 1001))).max())
+
+
+def largest(x: np.ndarray) -> float:
+    return float(np.abs(x).max())
+
+
+def weighed(bits: list[Any]) -> Any:
+    """Several bits as one number."""
+    return bits[0].combine([(2**i, bit) for i, bit in enumerate(bits)])
+
+
+def scores_cut(b: MpcBackend, x: Any) -> Any:
+    """Scores of two parts of one product."""
+    whole = x.square()
+    q, k = (whole.take(-1, slice(start, start + 2)).split_heads(1) for start in (0, 2))
+    return q.scores(k)
+
+
 Case = tuple[tuple[np.ndarray, ...], Callable[..., Any], Callable[..., Any], float]
 
 CASES: dict[str, Case] = {
-    # exact: nothing is scaled back
+    # exact: numbers on the grid, and nothing is truncated
     "add": ((X, Y), lambda b, x, y: x + y, np.add, 0.0),
     "add_row": ((X, ROW), lambda b, x, y: x + y, np.add, 0.0),
     "add_public": ((X,), lambda b, x: 1.25 + x + Y[0], lambda x: x + 1.25 + Y[0], 0.0),
@@ -84,50 +120,100 @@ CASES: dict[str, Case] = {
     "sub_public_wider": ((ROW,), lambda b, x: x - Y, lambda x: x - Y, 0.0),
     "neg": ((X,), lambda b, x: -x, np.negative, 0.0),
     "add_weight": ((X,), lambda b, x: x + b.weight(B[:6]), lambda x: x + B[:6], 0.0),
-    "mul_integer": ((X,), lambda b, x: x * -3, lambda x: -3 * x, 0.0),
-    "mul_mask": ((X,), lambda b, x: x * MASK, lambda x: x * MASK, 0.0),
     "sum": ((X,), lambda b, x: x.sum(-1), lambda x: x.sum(-1, keepdims=True), 0.0),
     "heads": ((X,), lambda b, x: x.split_heads(3).merge_heads(), lambda x: x, 0.0),
     "take": ((X,), lambda b, x: x.take(1, -1), lambda x: x[:, -1:], 0.0),
     "take_slice": ((X,), lambda b, x: x.take(-1, slice(4, None, -2)), lambda x: x[..., 4::-2], 0.0),
     "refresh": ((X,), lambda b, x: x.refresh("here").observe("there"), lambda x: x, 0.0),
+    "mul": ((X, Y), lambda b, x, y: x * y, np.multiply, 0.0),
+    "mul_row": ((X, ROW), lambda b, x, y: x * y, np.multiply, 0.0),
+    "mul_weight": ((X,), lambda b, x: x * b.weight(B[:6]), lambda x: x * B[:6], 0.0),
+    "mul_integer": ((X,), lambda b, x: x * -3, lambda x: -3 * x, 0.0),
+    "mul_half": ((X,), lambda b, x: x * 0.5, lambda x: x * 0.5, 0.0),
+    "mul_mask": ((X,), lambda b, x: x * MASK, lambda x: x * MASK, 0.0),
+    "square": ((X,), lambda b, x: x.square(), np.square, 0.0),
+    "cube": ((X, Y), lambda b, x, y: x * y * x, lambda x, y: x * y * x, 0.0),
+    "linear": ((X,), lambda b, x: x.linear(b.weight(W), b.weight(B)), lambda x: x @ W.T + B, 0.0),
+    "linear_product": ((X, Y), lambda b, x, y: (x * y).linear(b.matrix(W)), lambda x, y: (x * y) @ W.T, 0.0),
+    "inner": ((X, Y), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), 0.0),
+    "inner_row": ((X, Y[:1, :1]), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), 0.0),
+    "inner_same": ((X,), lambda b, x: x.inner(x), lambda x: (x * x).sum(-1, keepdims=True), 0.0),
+    "scores": ((Q, K), lambda b, q, k: q.scores(k), lambda q, k: q @ k.swapaxes(-1, -2), 0.0),
+    "mix": ((A, K), lambda b, a, v: a.mix(v), np.matmul, 0.0),
+    "add_product": (
+        (X, Y),
+        lambda b, x, y: 0.5 - (x * y + x) + x * y * y,
+        lambda x, y: 0.5 - x * y - x + x * y * y,
+        0.0,
+    ),
     # exact: the comparison's bit is an integer
     "less": ((X, Y), lambda b, x, y: x.less(y), lambda x, y: (x < y) * 1.0, 0.0),
     "less_public": ((WIDE,), lambda b, x: x.less(10.5), lambda x: (x < 10.5) * 1.0, 0.0),
     "less_itself": ((X,), lambda b, x: x.less(x), lambda x: 0.0 * x, 0.0),
+    "less_near": ((X, NEAR), lambda b, x, y: x.less(y), lambda x, y: (x < y) * 1.0, 0.0),
+    "less_edges": ((EDGES,), lambda b, x: x.less(0.0), lambda x: (x < 0) * 1.0, 0.0),
+    "less_product": ((X, Y), lambda b, x, y: (x * y).less(2.0), lambda x, y: (x * y < 2.0) * 1.0, 0.0),
+    "less_each": (
+        (X, Y),
+        lambda b, x, y: weighed(x.less_each([y, 0.5, y.take(-1, 0)])),
+        lambda x, y: (x < y) * 1.0 + (x < 0.5) * 2.0 + (x < y[..., :1]) * 4.0,
+        0.0,
+    ),
     "select": ((X, Y), lambda b, x, y: x.less(y) * x, lambda x, y: (x < y) * x, 0.0),
     "max": ((WIDE,), lambda b, x: x.max(-1), lambda x: x.max(-1, keepdims=True), 0.0),
     "max_one": ((ROW,), lambda b, x: x.max(-1), lambda x: x, 0.0),
-    # one truncation errs by less than one unit in the last place
-    "mul": ((X, Y), lambda b, x, y: x * y, np.multiply, ULP),
-    "mul_row": ((X, ROW), lambda b, x, y: x * y, np.multiply, ULP),
-    "mul_weight": ((X,), lambda b, x: x * b.weight(B[:6]), lambda x: x * B[:6], ULP),
-    "mul_half": ((X,), lambda b, x: x * 0.5, lambda x: x * 0.5, ULP),
-    "square": ((X,), lambda b, x: x.square(), np.square, ULP),
-    "linear": ((X,), lambda b, x: x.linear(b.weight(W), b.weight(B)), lambda x: x @ W.T + B, ULP),
-    "inner": ((X, Y), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ULP),
-    "inner_row": ((X, Y[:1, :1]), lambda b, x, y: x.inner(y), lambda x, y: (x * y).sum(-1, keepdims=True), ULP),
-    "inner_same": ((X,), lambda b, x: x.inner(x), lambda x: (x * x).sum(-1, keepdims=True), ULP),
-    "scores": ((Q, K), lambda b, q, k: q.scores(k), lambda q, k: q @ k.swapaxes(-1, -2), ULP),
-    "mix": ((A, K), lambda b, a, v: a.mix(v), np.matmul, ULP),
-    # a series: one truncation, and rounding of its factors and of what is dealt adds up to half a unit at most
-    "series": ((X,), lambda b, x: x.series(WAVES), series(WAVES), 1.5 * ULP),
-    "series_long": ((WIDE,), lambda b, x: x.series(TIDE), series(TIDE), 1.36 * ULP),
-    "series_bit": ((X, Y), lambda b, x, y: x.less(y).series(SWITCH), lambda x, y: (x < y) * 1.0, 1.36 * ULP),
-    # a public factor keeps 22 significant bits: relative error 2^-22 of a value below 16, and one truncation
-    "mul_public": ((X,), lambda b, x: x * 0.3, lambda x: x * 0.3, 1.25 * ULP),
-    "mul_small": ((WIDE,), lambda b, x: x * 1e-3, lambda x: x * 1e-3, 1.25 * ULP),
-    "mul_array": ((X,), lambda b, x: x * np.full(6, math.pi), lambda x: x * math.pi, 1.25 * ULP),
-    "mean": ((X,), lambda b, x: x.mean(-1), lambda x: x.mean(-1, keepdims=True), 1.25 * ULP),
+    "combine_products": ((X, Y), lambda b, x, y: x.combine((), [(x, y)]), np.multiply, 0.0),
+    "combine_integers": ((X, Y), lambda b, x, y: x.combine([(2, x), (-1, y)], (), 3), lambda x, y: 2 * x - y + 3, 0.0),
+    "combine_bit": ((X, Y), lambda b, x, y: x.combine((), [(x.less(y), x)]), lambda x, y: (x < y) * x, 0.0),
+    # what is truncated errs by less than one unit in the last place, and so does a result times what multiplies it
+    "max_product": ((X,), lambda b, x: x.square().max(-1), lambda x: np.square(x).max(-1, keepdims=True), ULP),
+    "mul_product": ((X, Y), lambda b, x, y: (x * y) * y.square(), lambda x, y: x * y**3, ULP * largest(Y**2)),
+    "mul_row_product": ((X, ROW), lambda b, x, y: x * y.square(), lambda x, y: x * y * y, ULP * largest(X)),
+    "square_product": (
+        (X, Y),
+        lambda b, x, y: (x * y).square(),
+        lambda x, y: (x * y) ** 2,
+        ULP * (2 * largest(X * Y) + ULP),
+    ),
+    "linear_cube": (
+        (X, Y),
+        lambda b, x, y: (x * y * x).linear(b.weight(W)),
+        lambda x, y: (x * y * x) @ W.T,
+        ULP * largest(np.abs(W).sum(-1)),
+    ),
+    "scores_cut": (
+        (X,),
+        scores_cut,
+        lambda x: np.square(x)[:, None, :, :2] @ np.square(x)[:, None, :, 2:4].swapaxes(-1, -2),
+        ULP * 2 * largest(X**2),
+    ),
+    # a public factor keeps 22 significant bits: half a unit of 2^-23, -31, -22 and -24 for a value
+    "mul_public": ((X,), lambda b, x: x * 0.3, lambda x: x * 0.3, 2.0**-24 * largest(X)),
+    "mul_small": ((WIDE,), lambda b, x: x * 1e-3, lambda x: x * 1e-3, 2.0**-32 * largest(WIDE)),
+    "mul_array": ((X,), lambda b, x: x * np.full(6, math.pi), lambda x: x * math.pi, 2.0**-23 * largest(X)),
+    "mean": ((X,), lambda b, x: x.mean(-1), lambda x: x.mean(-1, keepdims=True), 2.0**-25 * largest(X.sum(-1))),
     "combine": (
         (X, Y),
         lambda b, x, y: x.combine([(0.3, x), (-2e-3, y)], [(x, y), (x, x)], 1.7),
         lambda x, y: 0.3 * x - 2e-3 * y + x * y + x * x + 1.7,
-        1.5 * ULP,
+        2.0**-24 * (largest(X) + largest(Y)) + 2.0**-40,
     ),
-    "combine_products": ((X, Y), lambda b, x, y: x.combine((), [(x, y)]), np.multiply, ULP),
-    "combine_integers": ((X, Y), lambda b, x, y: x.combine([(2, x), (-1, y)], (), 3), lambda x, y: 2 * x - y + 3, 0.0),
-    "combine_bit": ((X, Y), lambda b, x, y: x.combine((), [(x.less(y), x)]), lambda x, y: (x < y) * x, 0.0),
+    "pool": (
+        (Q[:, :, :4],),
+        lambda b, x: x.pool(4) + x.pool(2).sum(2),
+        lambda x: x.sum(2, keepdims=True) * 0.75,
+        0.0,
+    ),
+    # a series: its result has 32 places, or as many as a slope with 22 significant bits makes it
+    "series": ((X,), lambda b, x: x.series(WAVES), series(WAVES), rounding(WAVES, 38) + 2.0**-23 * largest(X)),
+    "series_long": ((WIDE,), lambda b, x: x.series(TIDE), series(TIDE), rounding(TIDE, 32)),
+    "series_bit": ((X, Y), lambda b, x, y: x.less(y).series(SWITCH), lambda x, y: (x < y) * 1.0, rounding(SWITCH, 32)),
+    "series_product": (
+        (X, Y),
+        lambda b, x, y: (x * y).series(RIPPLE),
+        lambda x, y: series(RIPPLE)(x * y),
+        rounding(RIPPLE, 32) + reading(RIPPLE, 3 * 2.0**-28),  # read to 2^-32 of the period, up to 3 parties' worth low
+    ),
 }
 
 
@@ -142,9 +228,10 @@ def run_case(backend: MpcBackend, name: str, owners: tuple[int, ...] = (1, 0)) -
     return operation(backend, *inputs)
 
 
-def check(name: str, got: np.ndarray) -> None:
-    """Assert a result against numpy within the table's error."""
-    arrays, _, reference, error = CASES[name]
+def check(name: str, got: np.ndarray, error: float | None = None) -> None:
+    """Assert a result against numpy within the table's error, or the one given."""
+    arrays, _, reference, planned = CASES[name]
+    error = planned if error is None else error
     expected = reference(*arrays)
     assert got.shape == expected.shape, f"{name}: shape {got.shape}, expected {expected.shape}"
     worst = float(np.abs(got - expected).max())
@@ -175,39 +262,36 @@ def no_torch_randomness() -> Iterator[None]:
         yield
 
 
+Sent = tuple[int, int, "list[Any] | None"]
+
+
 @contextmanager
-def watched_sends(log: list[tuple[int, list[int]]]) -> Iterator[None]:
-    """Note what this party sends point to point: destination and contents."""
-    import torch.distributed as dist
+def watched_sends(log: list[Sent], dealer: int) -> Iterator[None]:
+    """Note what this party sends: destination, bytes, and contents where they go to the dealer."""
+    move = Mesh._move
 
-    send = dist.send
+    def noted(mesh: Mesh, sent: dict[int, torch.Tensor], found: dict[int, torch.Tensor]) -> None:
+        for to, tensor in sent.items():
+            log.append((to, tensor.numel() * tensor.element_size(), tensor.tolist() if to == dealer else None))
+        move(mesh, sent, found)
 
-    def noted(tensor: torch.Tensor, dst: int, *args: Any, **kwargs: Any) -> Any:
-        log.append((dst, tensor.tolist()))
-        return send(tensor, dst, *args, **kwargs)
-
-    with mock.patch.object(dist, "send", noted):
+    with mock.patch.object(Mesh, "_move", noted):
         yield
 
 
 def measure(backend: MpcBackend, names: list[str]) -> dict[str, Any]:
-    """Every case in turn: value, our counts, CrypTen's own counts, and what was sent to the dealer."""
-    from secureattn.backends.crypten.communicator import crypten
-
-    crypten.cfg.communicator.verbose = True
-    communicator = crypten.communicator.get()
-    sent: list[tuple[int, list[int]]] = []
+    """Every case in turn: value, our counts, and the bytes of every message to each party."""
+    dealer = backend.runtime.parameters.parties
+    sent: list[Sent] = []
     results: dict[str, Any] = {"sent": sent, "cases": {}}
-    with no_torch_randomness(), watched_sends(sent):
+    with no_torch_randomness(), watched_sends(sent, dealer):
         for name in names:
-            recorder = Recorder()
-            communicator.reset_communication_stats()
+            recorder, before = Recorder(), len(sent)
             own = MpcBackend(backend.runtime, recorder)
             output = run_case(own, name)
             value = own.reveal(output, to=1)
-            stats = communicator.get_communication_stats()
-            results["cases"][name] = (value, counts(recorder), stats["rounds"], stats["bytes"])
-    results["group"] = torch.distributed.get_process_group_ranks(communicator.main_group)
+            messages = [(dst, size) for dst, size, _ in sent[before:] if dst != dealer]
+            results["cases"][name] = (value, counts(recorder), messages)
     return results
 
 
@@ -216,10 +300,12 @@ def everything(backend: MpcBackend, names: list[str]) -> dict[str, Any]:
     results = measure(backend, names)
     own = MpcBackend(backend.runtime, Recorder())
     with own.recorder.op("more"):
-        results["truncation"] = exact_truncation(backend)
+        results["truncation"] = exact_truncation(own)
         with no_torch_randomness():
-            results["own"] = crypten_functions(backend)
+            results["signs"] = wrong_signs(own)
+            results["own"] = crypten_functions(own)
     results["prepared"] = {name: prepared(backend, name) for name in ("max", "series")}
+    results["ahead"] = matrix_prepared(backend)
     results["errors"] = refused(backend)
     return results
 
@@ -235,18 +321,30 @@ def ring_samples() -> np.ndarray:
 
 
 def exact_truncation(backend: MpcBackend) -> dict[int, tuple[int, int, float]]:
-    """Least and largest difference from the rounded-down quotient, and the mean error in units, by bits."""
-    runtime, values = backend.runtime, ring_samples()
-    found = {}
-    for bits in (16, 1, 46):
-        share = runtime.share(values, owner=1)
-        (scaled,) = runtime.truncate([share], bits)
+    """Least and largest difference from the rounded-down quotient, and the mean error in units, by bits; one round."""
+    runtime, values, found = backend.runtime, ring_samples(), {}
+    share, before = runtime.share(values, owner=1), backend.recorder.total("rounds")
+    several = truncate(runtime, [share] * 3, (16, 1, 46))
+    assert backend.recorder.total("rounds") == before + 1
+    for bits, scaled in zip((16, 1, 46), several, strict=True):
         opened = runtime.reveal(scaled, to=None)
         assert opened is not None
         difference = opened.numpy() - (values >> bits)
         rest = (values & ((1 << bits) - 1)) / 2.0**bits
         found[bits] = (int(difference.min()), int(difference.max()), float((difference - rest).mean()))
     return found
+
+
+def wrong_signs(backend: MpcBackend) -> dict[int, int]:
+    """How many comparisons go wrong, by bits: at the edges of what they hold, around 0, and at random."""
+    wrong = {}
+    for bits in (1, 16, 28, 30, 31, 44, 60):
+        edge, rng = 1 << bits, np.random.default_rng([SEED, bits])
+        values = [np.array([-edge, 1 - edge, -1, 0, 1, edge - 1]), rng.integers(-edge, edge, size=(3, 100))]
+        shares = [backend.runtime.share(value, owner=owner) for owner, value in enumerate(values)]
+        opened = [backend.runtime.reveal(sign, to=None) for sign in negative(backend.runtime, shares, bits)]
+        wrong[bits] = sum(int((sign.numpy() != (v < 0)).sum()) for sign, v in zip(opened, values, strict=True))  # type: ignore[union-attr]
+    return wrong
 
 
 def crypten_functions(backend: MpcBackend) -> dict[str, np.ndarray]:
@@ -266,10 +364,30 @@ def prepared(backend: MpcBackend, name: str) -> tuple[Any, int, int]:
     ahead, online = Recorder(), Recorder()
     MpcBackend(backend.runtime, ahead)
     with ahead.phase("offline"):
-        backend.runtime.prepare(plan.requests)
+        backend.runtime.prepare(plan.asked)
     own = MpcBackend(backend.runtime, online)
     value = own.reveal(run_case(own, name), to=None)
     return value, ahead.total("dealer_requests"), online.total("dealer_requests")
+
+
+def matrix_prepared(backend: MpcBackend) -> tuple[float, Recorder, Recorder]:
+    """The largest error of a linear layer dealt ahead, and what preparing and then running it counted."""
+
+    def layer(b: MpcBackend, matrix: Any) -> Any:
+        with b.region("layer"):
+            return b.input(X).linear(matrix)
+
+    plan = NullRuntime(backend.runtime.parameters, backend.runtime.rank)
+    plan.matrices.update(backend.runtime.matrices)  # what was fixed before has its number
+    planner = MpcBackend(plan, Recorder(modelled=True))
+    layer(planner, planner.matrix(W))
+    matrix = MpcBackend(backend.runtime, Recorder()).matrix(W)
+    ahead = MpcBackend(backend.runtime, Recorder()).recorder
+    backend.runtime.prepare(plan.asked)
+    online = MpcBackend(backend.runtime, Recorder())
+    value = online.reveal(layer(online, matrix), to=None)
+    assert value is not None
+    return largest(value - X @ W.T), ahead, online.recorder
 
 
 def refused(backend: MpcBackend) -> list[str]:
@@ -297,6 +415,7 @@ def refused(backend: MpcBackend) -> list[str]:
 
 
 def local_and_dealer(backend: MpcBackend, names: list[str]) -> dict[str, Any]:
+    """The cases, and what a run with a dealer that could read everything warns of."""
     results = measure(backend, names)
     results["warning"] = backend.runtime.parameters.warning
     return results
@@ -348,24 +467,26 @@ def test_check_fails_on_wrong_values() -> None:
         check("sum", X)
 
 
+ONE_WAY = ("linear", "fix_weight", "agree", "reveal")
+"""Operations whose rounds go to one party or come from one; in all others every party sends to every other."""
+
+
 def assert_planned(results: list[PartyResult], parameters: MpcParameters) -> None:
-    """Planned and counted are equal at every party, operation and phase; CrypTen's counters agree."""
+    """Planned and counted are equal at every party, operation and phase; so are bytes and messages that were sent."""
     for name in results[0].value["cases"]:
-        sent = 0
         for rank, result in enumerate(results):
             recorder = Recorder(modelled=True)
             plan = MpcBackend(NullRuntime(parameters, rank), recorder)
             shape = (output := run_case(plan, name)).shape
             plan.reveal(output, to=1)
-            _, counted, rounds, _ = result.value["cases"][name]
+            _, counted, messages = result.value["cases"][name]
             assert counts(recorder) == counted, f"{name} at party {rank}"
             assert shape == CASES[name][2](*CASES[name][0]).shape
-            if parameters.parties == 2:
-                assert recorder.total("rounds") == rounds, f"{name} at party {rank}"
-            sent += recorder.total("bytes_sent")
-        short = name in ("series", "series_bit")  # 4 bytes an element, where CrypTen takes every one for 8
-        if parameters.parties == 2 and not short:  # CrypTen counts what each party sends and receives
-            assert sum(result.value["cases"][name][3] for result in results) == 2 * sent, name
+            assert sum(size for _, size in messages) == recorder.total("bytes_sent"), f"{name} at party {rank}"
+        one_way = sum(e.counts.get("rounds", 0) for e in recorder.events.values() if e.op in ONE_WAY)
+        exchanged = (recorder.total("rounds") - one_way) * parameters.parties
+        messages = (exchanged + one_way) * (parameters.parties - 1)
+        assert sum(len(result.value["cases"][name][2]) for result in results) == messages, name
 
 
 def test_plan_equals_run(pair: list[PartyResult]) -> None:
@@ -377,6 +498,11 @@ def test_exact_truncation_never_errs_grossly(pair: list[PartyResult]) -> None:
         for bits, (least, most, mean) in result.value["truncation"].items():
             assert (least, most) == (0, 1), f"{bits} bits: off by {least} to {most} units"
             assert abs(mean) < 3e-3, f"{bits} bits: mean error {mean} units"  # 0.5/sqrt(2^20) is 5e-4
+
+
+def test_signs_at_the_edges(pair: list[PartyResult]) -> None:
+    for result in pair:
+        assert not any(result.value["signs"].values()), f"wrong comparisons by bits: {result.value['signs']}"
 
 
 def test_crypten_runs_on_our_dealer(pair: list[PartyResult]) -> None:
@@ -393,8 +519,23 @@ def test_dealing_ahead(pair: list[PartyResult]) -> None:
     for result in pair:
         for name, (value, ahead, online) in result.value["prepared"].items():
             check(name, value)
-            assert ahead > 0
-            assert online == 0
+            assert (ahead, online) == (1, 0)
+
+
+def test_a_linear_layer_dealt_ahead_leaves_the_client_nothing_to_multiply(pair: list[PartyResult]) -> None:
+    macs = X.size * len(W)
+    for result, before, after in zip(pair, (0, macs), (macs, 0), strict=True):
+        error, ahead, online = result.value["ahead"]
+        assert error == 0.0
+        assert (ahead.total("macs"), online.total("macs")) == (before, after)
+        assert (ahead.total("dealer_requests"), online.total("dealer_requests")) == (1, 0)
+        assert ahead.events["layer", "deal", "offline"].counts["dealer_macs"] == macs
+
+
+def test_party_0_sends_its_matrix_masked_and_nothing_of_the_input(pair: list[PartyResult]) -> None:
+    owner, client = (result.value["cases"]["linear"][2] for result in pair)
+    assert owner == [(1, 8 * W.size), (1, 8 * X.size // X.shape[-1] * len(W))]  # set-up and the result's share
+    assert client == [(0, 8 * X.size)]
 
 
 def test_bad_operands_are_refused(pair: list[PartyResult]) -> None:
@@ -405,30 +546,33 @@ def test_bad_operands_are_refused(pair: list[PartyResult]) -> None:
 
 
 def test_dealer_sees_requests_only(pair: list[PartyResult]) -> None:
-    dealer = 2
-    to_dealer = [[words for dst, words in result.value["sent"] if dst == dealer] for result in pair]
+    to_dealer = [[words for _, _, words in result.value["sent"] if words is not None] for result in pair]
     assert to_dealer[1] == []
-    assert len(to_dealer[0]) > 50
-    for words in to_dealer[0]:
-        assert len(words) == HEADER_WORDS
-        request = Request.parse(torch.tensor(words))
-        assert request.kind is not Kind.STOP
-        assert request.header().tolist() == words  # nothing rides along
-    assert all(result.value["group"] == [0, 1] for result in pair)
+    assert len(to_dealer[0]) > 100
+    for (count,), headers in zip(to_dealer[0][::2], to_dealer[0][1::2], strict=True):
+        assert len(headers) == count
+        for words in headers:
+            request = Request.parse(torch.tensor(words))
+            assert request.kind is not Kind.STOP
+            assert request.header().tolist() == words  # nothing rides along
 
 
 def test_offline_is_apart(pair: list[PartyResult]) -> None:
-    counted = pair[0].value["cases"]["mul"][1]
-    assert set(counted) == {("mul", "online"), ("deal", "offline"), ("reveal", "online")}
-    assert counted["deal", "offline"]["dealer_bytes"] == 24 * X.size
-    assert "dealer_bytes" not in pair[1].value["cases"]["mul"][1]["deal", "offline"]
+    counted = pair[0].value["cases"]["max_product"][1]
+    assert set(counted) == {
+        (op, "online") for op in ("square", "truncate", "less", "mul", "reveal")
+    } | {("deal", "offline")}  # fmt: skip
+    compared = X.size - X.size // X.shape[-1]
+    assert counted["deal", "offline"]["dealer_bytes"] == 8 * X.size + 16 * X.size + (88 + 8) * compared
+    assert "dealer_bytes" not in pair[1].value["cases"]["max_product"][1]["deal", "offline"]
 
 
 def test_a_series_opens_short_words(pair: list[PartyResult]) -> None:
-    for name, opened, size in (("series", 4, X.size), ("series_long", 8, WIDE.size)):
+    for name, opened, size in (("series", 4, X.size), ("series_product", 4, X.size), ("series_long", 8, WIDE.size)):
         counted = pair[1].value["cases"][name][1]
-        assert counted["series", "online"]["bytes_sent"] == (opened + 8) * size
-        assert counted["series", "online"]["rounds"] == 2
+        assert counted["series", "online"] == {"rounds": 1, "openings": size, "bytes_sent": opened * size,
+                                               "harmonics": size * (1 if name == "series_long" else 3)}  # fmt: skip
+        assert ("truncate", "online") not in counted
 
 
 def test_setup_is_timed(pair: list[PartyResult]) -> None:
@@ -438,26 +582,54 @@ def test_setup_is_timed(pair: list[PartyResult]) -> None:
 
 
 def test_three_parties() -> None:
-    names = ["add", "mul", "linear", "inner", "scores", "mix", "less", "max", "mul_public", "series"]
+    names = ["add", "mul", "cube", "linear", "linear_cube", "inner", "scores", "scores_cut", "mix", "less_near",
+             "less_edges", "less_each", "max_product", "mul_public", "combine", "series", "series_product"]  # fmt: skip
     parameters = MpcParameters(parties=3)
     results = run_parties(measure, [names] * 3, parameters, timeout_s=LIMIT_S, trace=True)
     for name in names:
         check(name, results[1].value["cases"][name][0])
-    assert results[0].value["group"] == [0, 1, 2]
     assert_planned(results, parameters)
+    owner, client, third = (result.value["cases"]["linear"][2] for result in results)
+    opened = (1, 8 * X.size // X.shape[-1] * len(W))
+    assert owner == [(1, 8 * W.size), (2, 8 * W.size), opened]
+    assert client == [(0, 8 * X.size)]
+    assert third == [(0, 8 * X.size), opened]
 
 
-def test_local_truncation_and_first_party_dealing() -> None:
-    names = ["mul", "linear", "inner", "square", "mul_public", "max"]
-    parameters = MpcParameters(dealer="tfp", truncation="local")
-    results = run_parties(local_and_dealer, [names] * 2, parameters, timeout_s=LIMIT_S)
-    for name in names:
-        check(name, results[1].value["cases"][name][0])
+def test_local_truncation_first_party_dealing_and_public_weights() -> None:
+    """Local truncation leaves room for no spare bits: a public factor keeps 16, a series 32 places."""
+    errors = dict.fromkeys(["mul", "add_weight", "mul_weight", "linear", "inner", "square", "less_edges"], 0.0)
+    errors |= {"max_product": ULP, "mul_row_product": ULP * largest(X)}
+    errors["mul_public"] = ULP + 2.0**-18 * largest(X)
+    errors["cube"] = ULP * (largest(X) + 1)
+    errors["series_product"] = rounding(RIPPLE, 32) + reading(RIPPLE, 2 * 2.0**-28)
+    parameters = MpcParameters(dealer="tfp", truncation="local", weights="public")
+    results = run_parties(local_and_dealer, [list(errors)] * 2, parameters, timeout_s=LIMIT_S)
+    for name, error in errors.items():
+        check(name, results[1].value["cases"][name][0], error)
     assert_planned(results, parameters)
-    recorded = results[0].value["cases"]["mul"][1]
-    assert recorded["mul", "online"]["rounds"] == 1
-    assert "dealer_bytes" not in recorded["deal", "offline"]
+    recorded = results[0].value["cases"]
+    assert ("truncate", "online") not in recorded["mul"][1]
+    assert "rounds" not in recorded["max_product"][1]["truncate", "online"]
+    assert "dealer_bytes" not in recorded["mul"][1]["deal", "offline"]
+    assert [size for _, size in recorded["linear"][2]] == [8 * X.size // X.shape[-1] * len(W)]  # the result's share
     assert "development" in results[0].value["warning"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_value_has_room(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    initialise, used = MpcTensor.__init__, []
+
+    def noted(self: MpcTensor, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        used.append(self.places + self.size)
+
+    monkeypatch.setattr(MpcTensor, "__init__", noted)
+    for fractional, integer in ((16, 12), (24, 12), (12, 20)):
+        for weights in ("shared", "public"):
+            parameters = MpcParameters(fractional_bits=fractional, integer_bits=integer, weights=weights)  # type: ignore[arg-type]
+            run_case(MpcBackend(NullRuntime(parameters), Recorder(modelled=True)), name)
+    assert max(used) <= RING_BITS
 
 
 # ---- failures ---------------------------------------------------------------------------------------------------

@@ -16,12 +16,16 @@ from programs import (
     Bound,
     Encryption,
     Result,
+    X,
+    Y,
     as_planned,
     counts,
+    in_threads,
     planned,
     run_shared,
     seal_agrees,
     smallest,
+    sum_of_bits,
 )
 
 from secureattn.backends.ckks.batch import BatchTensor
@@ -66,6 +70,29 @@ def test_check_fails_on_a_wrong_value(name: str) -> None:
         check(name, engine, expected)
         with pytest.raises(AssertionError):
             check(name, engine, wrong)
+
+
+# ---- comparisons ------------------------------------------------------------------------------------------------
+
+
+def compared(x: Any, y: Any, *, at_once: bool) -> Any:
+    """All comparisons in one number; on shares x has twice the places of y."""
+    others = [y, 0.125, X[0], x * -1]
+    return sum_of_bits(x.less_each(others) if at_once else [x.less(other) for other in others])
+
+
+def test_comparing_several_at_once_is_comparing_one_by_one() -> None:
+    clear = PlaintextBackend()
+    products, y = clear.input(X) * clear.input(Y), clear.input(Y)
+    values = [clear.reveal(compared(products, y, at_once=at_once)) for at_once in (True, False)]
+    runs = [in_threads(lambda b, x, y, a=a: compared(x * y, y, at_once=a), X, Y) for a in (True, False)]
+    for value in (values[1], *(run.value for run in runs)):
+        assert_close(value, values[0], 0.0, "bits are whole numbers")
+    rounds = [run.recorders[0].total("rounds", phase="online") for run in runs]
+    comparisons = [run.recorders[0].total("comparisons") for run in runs]
+    assert rounds == [1 + 1 + 3, 1 + 4 * (1 + 3)]  # the product, then truncation and comparison
+    assert comparisons == [4 * X.size, 4 * X.size]
+    assert all(0 < (values[0].astype(int) >> i & 1).mean() < 1 for i in range(4))
 
 
 # ---- CKKS -------------------------------------------------------------------------------------------------------

@@ -436,6 +436,25 @@ def test_folding_keeps_realisations_that_are_no_polynomial() -> None:
     assert_close(folded_run(config, w, x, served), Reference(config, w, functions)(x), 1e-9, "1e-12 of Goldschmidt")
 
 
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_folding_fits_a_norms_series_to_the_sum_of_squares(norm: str) -> None:
+    """1/D and ε are in the series, with as small an error; nothing is left to multiply by."""
+    config, w, x = narrow("power_softmax", norm)
+    served = served_by(config, w, x, rsqrt={"kind": "fourier", "error": 1e-6})
+    exactly = {site: r if r.function == "rsqrt" else exact(r.function) for site, r in served.items()}
+    layer, epsilon = fold(config, w, exactly).layers[0], config.norm_epsilon
+    for part in ("attention/norm", "ffn/norm"):
+        before, after = served[f"layer.0/{part}"], layer.functions[part]
+        assert after.series is not None
+        assert np.array(after.domain) / config.width + epsilon == pytest.approx(before.domain)
+        total = np.linspace(*after.domain, 2001)
+        off = after.series(total) * np.sqrt(total / config.width + epsilon) - 1
+        assert np.abs(off).max() == pytest.approx(after.error, rel=1e-2)
+        assert np.abs(off).max() <= 1e-6
+    wanted = Reference(config, w)(x)
+    assert_close(folded_run(config, w, x, exactly), wanted, 1e-5 * np.abs(wanted).max(), "a few times 1e-6")
+
+
 @pytest.mark.parametrize("attention", ["power_softmax", "quad", "taylor", "sigmoid"])
 def test_folding_keeps_monomial_polynomials(attention: str) -> None:
     """They have no affine map to fold, but a homogeneous normaliser scales them all the same."""

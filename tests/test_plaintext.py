@@ -54,6 +54,11 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Array], tuple[Array, ..
         lambda x: np.einsum("bsi,oi->bso", x, WEIGHT) + BIAS,
         (TOKENS,),
     ),
+    "linear, by a matrix": (
+        lambda x: x.linear(BACKEND.matrix(WEIGHT), BACKEND.weight(BIAS)),
+        lambda x: np.einsum("bsi,oi->bso", x, WEIGHT) + BIAS,
+        (TOKENS,),
+    ),
     "linear, no bias": (
         lambda x: x.linear(BACKEND.weight(WEIGHT)),
         lambda x: np.einsum("bsi,oi->bso", x, WEIGHT),
@@ -96,6 +101,11 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Array], tuple[Array, ..
     ),
     "less": (lambda x, y: x.less(y), lambda x, y: (x < y).astype(float), (TOKENS, OTHER)),
     "less than a number": (lambda x: x.less(0.1), lambda x: (x < 0.1).astype(float), (TOKENS,)),
+    "less than each": (
+        lambda x, y: sum(2.0**i * bit for i, bit in enumerate(x.less_each([y, 0.1, OTHER[:, :, :1]]))),
+        lambda x, y: (x < y) + 2.0 * (x < 0.1) + 4.0 * (x < OTHER[:, :, :1]),
+        (TOKENS, OTHER),
+    ),
     "less than itself": (lambda x: x.less(x), np.zeros_like, (TOKENS,)),
     "max": (lambda x: x.max(-1), lambda x: x.max(-1, keepdims=True), (TOKENS,)),
     "max over tokens": (lambda x: x.max(1), lambda x: x.max(1, keepdims=True), (TOKENS,)),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from secureattn.approx import FUNCTIONS
 from secureattn.errors import InputError, ProtocolError
+from secureattn.nn.config import ModelConfig
 from secureattn.protocol import ENGINES, Protocol, load_protocol
 from secureattn.resources import find, names
 
@@ -51,13 +53,29 @@ def refused(path: Path) -> ProtocolError:
 
 def test_what_is_shipped() -> None:
     assert names("protocols") == [
+        "accurate-mpc",
+        "bolt-gelu",
         "crypten",
+        "mpcformer",
         "plaintext",
         "power-softmax-ckks",
         "power-softmax-ckks-oneshot",
         "power-softmax-mpc",
+        "puma",
+        "secformer",
+        "shaft",
     ]
     assert names("models") == ["digits-vit", "digits-vit-oneshot"]
+
+
+PAPERS: dict[str, dict[str, str]] = {
+    "puma": {"gelu": "puma", "silu": "puma", "exp": "puma", "rsqrt": "spu", "softmax": "softmax_max_shift"},
+    "mpcformer": {"gelu": "quad"},
+    "secformer": {"gelu": "secformer", "erf": "secformer", "rsqrt": "secformer", "reciprocal": "secformer"},
+    "shaft": {"gelu": "shaft", "silu": "shaft", "clip": "compare", "softmax": "softmax_ode"},
+    "bolt-gelu": {"gelu": "bolt", "tanh": "bolt", "softmax": "softmax"},
+}
+"""Protocols with one paper's functions, and what is the paper's own."""
 
 
 @pytest.mark.parametrize("name", names("protocols"))
@@ -66,9 +84,10 @@ def test_shipped_protocols_load(name: str) -> None:
     protocol = load_protocol(path)
     assert protocol.name == name
     assert protocol.engine in ENGINES
-    assert not protocol.changes_model
+    assert protocol.changes_model == (name == "mpcformer")
     assert len(protocol.trust.split()) > 3
-    assert set(protocol.functions) >= set(FUNCTIONS) - {"softplus"}  # which CrypTen has not
+    needed = {"gelu", "rsqrt", "reciprocal", "relu"} if name in PAPERS else set(FUNCTIONS) - {"softplus"}
+    assert set(protocol.functions) >= needed  # CrypTen has no softplus
     comment = path.read_text().split("format = 1")[0]
     assert "# Source: " in comment
     assert "# Trust: " in comment
@@ -78,13 +97,32 @@ def shipped(name: str) -> Protocol:
     return load_protocol(find("protocols", name))
 
 
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_papers_protocol_has_its_functions(name: str) -> None:
+    protocol = shipped(name)
+    kinds = {function: options["kind"] for function, options in protocol.functions.items()}
+    assert {**kinds, "softmax": protocol.softmax}.items() >= PAPERS[name].items()
+    assert protocol.engine == "crypten"
+
+
+@pytest.mark.parametrize("name", ["mpcformer", "secformer"])
+def test_protocols_for_another_attention_refuse_softmax(name: str) -> None:
+    config = ModelConfig.load(find("models", "digits-vit") / "config.json")
+    needed = shipped(name).served(replace(config, attention="softmax")).sites()
+    assert set(needed.values()) - set(shipped(name).functions) == {"exp"}
+    quad = shipped(name).served(replace(config, attention="quad")).sites()
+    assert set(quad.values()) <= set(shipped(name).functions)
+
+
 def test_shipped_options() -> None:
     assert shipped("power-softmax-ckks").ckks.refresh == "client"
     assert shipped("power-softmax-ckks-oneshot").ckks.refresh == "none"
-    for name in ("power-softmax-mpc", "crypten"):
-        assert (shipped(name).mpc.parties, shipped(name).mpc.dealer) == (2, "ttp")
-    assert shipped("power-softmax-mpc").mpc.truncation == "exact"
-    assert shipped("crypten").mpc.truncation == "local"
+    for name in names("protocols"):
+        if shipped(name).engine == "crypten":
+            mpc = shipped(name).mpc
+            assert (mpc.parties, mpc.dealer, mpc.weights) == (2, "ttp", "shared")
+            assert mpc.truncation == ("local" if name == "crypten" else "exact")
+            assert mpc.fractional_bits == (18 if name == "puma" else 16)
 
 
 # ---- what is wrong ----------------------------------------------------------------------------------------------

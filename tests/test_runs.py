@@ -30,7 +30,7 @@ needs_tenseal = pytest.mark.skipif(importlib.util.find_spec("tenseal") is None, 
 needs_crypten = pytest.mark.skipif(importlib.util.find_spec("crypten") is None, reason="CrypTen is not installed")
 
 CKKS_ERROR = 1e-5  # promised is 1e-2; measured over all 360 images 8.8e-7
-MPC_ERROR = 3e-3  # promised is 5e-2; measured over all 360 images 7.4e-4
+MPC_ERROR = 3e-3  # promised is 5e-2; measured over all 360 images 1.1e-3
 BASELINE_ERROR = 2e-2  # promised is 5e-2; measured over all 360 images 4.1e-3
 
 
@@ -403,7 +403,7 @@ def test_ckks_tells_how_far_it_is(ckks: Kept) -> None:
 @pytest.mark.parametrize(
     ("protocol", "error", "why"),
     [
-        ("power-softmax-mpc", MPC_ERROR, "18 fractional bits, truncated exactly"),
+        ("power-softmax-mpc", MPC_ERROR, "16 fractional bits, truncated exactly"),
         ("crypten", BASELINE_ERROR, "16 fractional bits; Newton steps amplify each truncation"),
     ],
 )

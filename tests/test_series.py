@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import Array, Counting, assert_close
+from programs import Shared, in_threads
 
-from secureattn.backends.crypten import harmonics, runtime
+from secureattn.backends.crypten import harmonics, periodic
 from secureattn.backends.crypten.backend import MpcBackend
-from secureattn.backends.crypten.csprng import Csprng
-from secureattn.backends.crypten.dealer import Dealer
-from secureattn.backends.crypten.material import Request, draw, elements, series_argument
+from secureattn.backends.crypten.material import Kind, series_argument
 from secureattn.backends.crypten.parameters import MpcParameters
-from secureattn.backends.crypten.planning import NullRuntime, ring_bytes
+from secureattn.backends.crypten.planning import NullRuntime
 from secureattn.backends.crypten.tensor import MpcTensor
 from secureattn.backends.plaintext import PlaintextBackend
+from secureattn.backends.symbolic import SymbolicMpc
 from secureattn.errors import CapabilityError, InputError
 from secureattn.events import Recorder
 from secureattn.polynomial import Counted, Tally
@@ -244,233 +242,209 @@ def test_dealt_harmonics(count: int) -> None:
 # ---- on shares --------------------------------------------------------------------------------------------------
 
 
-class Table:
-    """Where the parties of one run meet, each in a thread, and what each of them sent."""
-
-    def __init__(self, parties: int) -> None:
-        self.barrier = threading.Barrier(parties, timeout=60)
-        self.slots: list[Any] = [None] * parties
-        self.sent: list[list[torch.Tensor]] = []
-        self.dealer = Dealer([bytes([rank] * 32) for rank in range(parties)])
-
-    def meet(self, rank: int, value: torch.Tensor) -> list[torch.Tensor]:
-        self.slots[rank] = value
-        if self.barrier.wait() == 0:
-            self.sent.append(list(self.slots))
-        self.barrier.wait()
-        return self.sent[-1]
+def shared(f: FourierSeries, x: Array, parameters: MpcParameters | None = None) -> Shared:
+    """The series of the client's ``x``."""
+    return in_threads(lambda b, x: x.series(f), x, parameters=parameters)
 
 
-class Threaded(runtime.Runtime):
-    """A party with keys that are the same in every test; it can do what a series, sums and truncations need."""
-
-    def __init__(self, parameters: MpcParameters, rank: int, table: Table) -> None:
-        super().__init__(parameters, rank)
-        self.table, self.stream, self.common = table, Csprng(bytes([rank] * 32)), Csprng(b"c" * 32)
-        self.requests: list[Request] = []
-
-    def constant(self, values: Any) -> torch.Tensor:
-        return torch.from_numpy(np.array(values, dtype=np.int64))
-
-    def share(self, values: Any, *, owner: int) -> torch.Tensor:
-        shares = [self.common.ring(values.shape) for _ in range(self.parameters.parties)]
-        rest = sum(share for rank, share in enumerate(shares) if rank != owner)
-        return self.constant(values) - rest if self.rank == owner else shares[self.rank]
-
-    def reveal(self, share: torch.Tensor, *, to: int | None) -> torch.Tensor:
-        return self._exchange(share)
-
-    def _from_first(self, values: Any) -> Any:
-        words = self.constant(values.view(np.int64)) * (self.rank == 0)
-        return self._exchange(words).numpy().view(np.float64)
-
-    def _deal(self, request: Request) -> tuple[torch.Tensor, ...]:
-        self.requests.append(request)
-        masks, derived = draw(request, self.stream, derived=self.rank > 0)
-        if self.rank == 0:
-            parts = torch.split(self.table.dealer.correction(request), [elements(s) for s in request.derived])
-            derived = [part.reshape(shape) for part, shape in zip(parts, request.derived, strict=True)]
-        return (*masks, *derived)
-
-    def _exchange(self, flat: torch.Tensor) -> torch.Tensor:
-        self.count("rounds", 1)
-        self.count("openings", flat.numel())
-        self.count("bytes_sent", ring_bytes(flat, self.parameters.parties))
-        first, *others = self.table.meet(self.rank, flat)
-        total = first.clone()
-        for other in others:
-            total += other
-        return total
-
-    def _turned_back(self, opened: Any, dealt: Any, series: FourierSeries, bits: int, places: int) -> torch.Tensor:
-        self.count("harmonics", opened.numel() * series.harmonics)
-        return harmonics.turned_back(opened, dealt, series, bits, places)
-
-    def _sign_bit(self, share: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    _multiply = _sign_bit  # type: ignore[assignment]
+def held(x: Array, places: int) -> Callable[[MpcBackend], MpcTensor]:
+    """The client's ``x`` with so many binary places, as a product has them."""
+    ring = np.rint(np.ldexp(x, places)).astype(np.int64)
+    return lambda b: MpcTensor(b, b.runtime.share(ring, owner=1), places)
 
 
-@dataclass
-class Run:
-    """What the parties made: the value, every party's recorder and requests, and what each sent in each round."""
-
-    value: Array
-    recorders: list[Recorder]
-    requests: list[list[Request]]
-    sent: list[list[torch.Tensor]]
-
-    @property
-    def opened(self) -> list[torch.Tensor]:
-        """What the parties sent for the series; before that the first one's coefficients went round."""
-        return self.sent[1]
+def typical(f: FourierSeries, run: Shared) -> float:
+    """What rounding factors and dealt values errs by: the root of its mean square, from the places either has."""
+    (dealt,) = {request.argument // 64 for request in run.requests[0] if request.kind is Kind.SERIES}
+    factors, squares = sum(any(pair) for pair in f.pairs), sum(c * c for c in (*f.cosines, *f.sines))
+    return math.sqrt((factors * 4.0 ** (dealt - run.places) + squares * 4.0**-dealt) / 12)
 
 
-def shared(program: Callable[[Any, Any], Any], x: Array, parameters: MpcParameters | None = None) -> Run:
-    """Run a program on shares of ``x``."""
-    parameters = parameters or MpcParameters()
-    table = Table(parameters.parties)
-
-    def party(rank: int) -> tuple[Any, Recorder, list[Request]]:
-        own, online = Threaded(parameters, rank, table), Recorder()
-        backend = MpcBackend(own, online)
-        output = program(backend, backend.input(x if rank == 1 else np.zeros_like(x)))
-        backend = MpcBackend(own, Recorder())
-        return backend.reveal(output), online, own.requests
-
-    with ThreadPoolExecutor(parameters.parties) as pool:
-        results = list(pool.map(party, range(parameters.parties)))
-    return Run(results[0][0], [result[1] for result in results], [result[2] for result in results], table.sent)
+def as_rounded(f: FourierSeries, run: Shared, places: int) -> FourierSeries:
+    """With the slope as shares of an argument with so many places are multiplied by it."""
+    digits = run.places - places
+    return replace(f, linear=round(f.linear * 2.0**digits) / 2.0**digits)
 
 
-def exact_bound(f: FourierSeries) -> float:
-    """What ``MpcTensor.series`` states for exact truncation, in units of the last place."""
-    return 1.0 + 0.5 / math.sqrt(2) + (0.125 if f.linear else 0.01)
-
-
-def local_bound(f: FourierSeries) -> float:
-    """The same for local truncation."""
-    reach = max(map(abs, f.domain)) if f.linear else 0.0
-    return 1.0 + (f.harmonics + f.weight) / math.sqrt(2) + reach / 2
+def assert_rounded(run: Shared, f: FourierSeries, x: Array, places: int) -> None:
+    """Errors are those of rounding: on average as large as they should be, and six times that at most."""
+    error, usual = run.value - direct(as_rounded(f, run, places), x), typical(f, run) + 2.0**-run.places
+    assert_close(error, 0 * x, 6 * usual, "six times what rounding typically errs by")
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(typical(f, run), rel=0.1, abs=2.0**-run.places)
 
 
 @names
-@pytest.mark.parametrize(("parties", "places"), [(2, 16), (3, 16), (5, 12), (2, 19)])
-def test_shares(name: str, parties: int, places: int) -> None:
-    f = SERIES[name]
-    x = points(f, 1000, places).reshape(10, 100)
-    run = shared(lambda b, x: x.series(f), x, MpcParameters(parties=parties, fractional_bits=places))
-    assert_close(
-        run.value, direct(f, x), exact_bound(f) * 2.0**-places, "one truncation, and rounding of factors and of dealt"
-    )
+@pytest.mark.parametrize(
+    ("parties", "places", "truncation"),
+    [(2, 16, "exact"), (3, 16, "exact"), (5, 12, "exact"), (2, 19, "exact"), (2, 16, "local")],
+)
+def test_shares(name: str, parties: int, places: int, truncation: Any) -> None:
+    f, x = SERIES[name], points(SERIES[name], 1000, places).reshape(10, 100)
+    run = shared(f, x, MpcParameters(parties=parties, fractional_bits=places, truncation=truncation))
+    assert_rounded(run, f, x, places)
+    assert [request.kind for request in run.requests[0]] == [Kind.SERIES]  # nothing is truncated
 
 
 @names
-def test_shares_truncated_locally(name: str) -> None:
+@pytest.mark.parametrize("places", [12, 16, 19])
+def test_rounding_is_what_was_promised(name: str, places: int) -> None:
+    """Three units where a linear layer takes the result as it takes a product, else half a unit."""
     f = SERIES[name]
-    x = points(f, 3000)
-    run = shared(lambda b, x: x.series(f), x, MpcParameters(truncation="local"))
-    error = run.value - direct(f, x)
-    assert_close(run.value, direct(f, x), local_bound(f) / 2**16, "the worst rounding")
-    if not f.linear:
-        typical = math.sqrt((f.harmonics + sum(c * c for c in (*f.cosines, *f.sines)) + 2) / 12)
-        assert np.sqrt(np.mean(error**2)) * 2**16 <= 1.1 * typical
+    run = shared(f, points(f, 2, places), MpcParameters(fractional_bits=places))
+    assert run.places >= 2 * places
+    assert typical(f, run) <= (3 if run.places == 2 * places else 0.5) * 2.0**-places
+    fewer = replace(run, places=run.places - 1)
+    assert run.places == 2 * places or f.linear or typical(f, fewer) > 0.25 * 2.0**-places  # and no more than it takes
+
+
+@pytest.mark.parametrize(("relative", "small"), [(False, 6), (True, 7)])
+def test_small_values_are_rounded_to_small_units(relative: bool, small: int) -> None:
+    """To units of what holds the largest value, or where errors are relative the smallest."""
+    f = FourierSeries(32.0, (0.004, -0.001), (0.0, 0.002), (-14.0, 14.0), constant=0.0105, relative=relative)
+    x = points(f, 2000)
+    run, values = shared(f, x), direct(f, x)
+    assert 2.0**-8 < values.min() <= 2.0**-7 < values.max() <= 2.0**-6
+    assert run.places == 32 + small
+    assert typical(f, run) <= 3 * 2.0 ** -(16 + small)
+    assert_rounded(run, f, x, 16)
 
 
 def test_parties_whose_coefficients_differ_use_the_first_ones() -> None:
     f = SERIES["general"]
     x = points(f, 2000)
-
-    def party(b: MpcBackend, x: MpcTensor) -> MpcTensor:
-        return x.series(f.scaled(1 + 1e-7 * b.runtime.rank))
-
-    run = shared(party, x)
-    assert_close(run.value, direct(f, x), exact_bound(f) / 2**16, "as with equal coefficients")
+    run = in_threads(lambda b, x: x.series(f.scaled(1 + 1e-7 * b.runtime.rank)), x)
+    assert_rounded(run, f, x, 16)
 
 
 def test_shares_of_exp_reach_its_error() -> None:
     assert EXP.error is not None
     assert EXP.error < 5e-6
     x = points(EXP, 4000)
-    run = shared(lambda b, x: x.series(EXP), x)
-    assert_close(
-        run.value, np.exp(x), EXP.error + exact_bound(EXP) / 2**16, "the series' own error, and that of fixed point"
-    )
+    run = shared(EXP, x)
+    assert_close(run.value, np.exp(x), EXP.error + 6 * typical(EXP, run), "the series' own error, and rounding")
 
 
-def test_truncation_errs_by_no_bias() -> None:
-    f = SERIES["even"]
+def test_rounding_errs_by_no_bias() -> None:
+    f = replace(SERIES["even"], constant=0.25)
     x = points(f, 20_000)
-    error = shared(lambda b, x: x.series(f), x).value - direct(f, x)
-    assert abs(error.mean()) * 2**16 < 0.02  # 0.4/sqrt(20000) is 0.003
+    run = shared(f, x)
+    assert abs((run.value - direct(f, x)).mean()) < 0.04 * typical(f, run)  # 1/sqrt(20000) is 0.007
 
 
-@pytest.mark.parametrize(("places", "factor", "dealt"), [(19, 27, 27), (24, 28, 27), (28, 28, 27)])
+@pytest.mark.parametrize(
+    ("places", "factor", "dealt"), [(16, 19, 19), (19, 22, 22), (24, 27, 27), (26, 28, 27), (28, 28, 27)]
+)
 def test_heavy_series_keep_within_the_ring(places: int, factor: int, dealt: int) -> None:
     f = FourierSeries(16.0, (1.0,) * 64, (), (-7.0, 7.0))  # 64 at x = 0: with 55 places that is 2^61
     x = np.append(points(f, 500, 12), 0.0)
-    run = shared(lambda b, x: x.series(f), x, MpcParameters(fractional_bits=places))
+    run = shared(f, x, MpcParameters(fractional_bits=places, integer_bits=6))
     assert run.requests[0][0].argument == series_argument(bits=4 + places, places=dealt)
-    bound = (64 * 2.0**-factor + 64 * 2.0**-dealt) / math.sqrt(2) + 1.02 * 2.0**-places
-    assert_close(run.value, direct(f, x), bound, "rounding with the places that are left, and one truncation")
+    assert run.places == factor + dealt
+    assert_rounded(run, f, x, places)
 
 
-@pytest.mark.parametrize("places", [4, 10, 16, 20])
-def test_inputs_of_other_places(places: int) -> None:
-    f = SERIES["general"]
-    x = points(f, 500, places)
-    ring = np.rint(np.ldexp(x, places)).astype(np.int64)
+# ---- what is read of the argument -------------------------------------------------------------------------------
 
-    def program(b: MpcBackend, _: Any) -> Any:
-        return MpcTensor(b, b.runtime.share(ring, owner=1), places).series(f)
 
-    run = shared(program, x)
-    assert run.opened[0].dtype == torch.int32
-    assert_close(run.value, direct(f, x), exact_bound(f) / 2**16, "as with inputs of 16 places")
+@pytest.mark.parametrize("places", [4, 10, 16, 20, 32, 50, 57])
+@pytest.mark.parametrize("parties", [2, 5])
+def test_arguments_of_other_places(parties: int, places: int) -> None:
+    """Read to 2^-32 of the period, with what P-1 parties drop below that."""
+    f = SERIES["even"]
+    x = points(f, 500, min(places, 40))
+    argument = held(x, places)
+    run = in_threads(lambda b, _: argument(b).series(f), x, parameters=MpcParameters(parties=parties))
+    assert run.sent[1][0].dtype == torch.int32
+    steepest = np.abs(f.derivative()(x)).max()
+    dropped = parties * f.period / 2**32 * steepest if places > 27 else 0.0
+    assert_close(
+        run.value, direct(f, x), 6 * typical(f, run) + dropped, "rounding, and bits below the last that is read"
+    )
+    assert run.recorders[0].total("truncations") == 0
+
+
+def test_a_linear_term_needs_its_argument_truncated() -> None:
+    f, x = SERIES["general"], points(SERIES["general"], 500, 20)
+    argument = held(x, 20)
+    run = in_threads(lambda b, _: argument(b).series(f), x)
+    assert run.recorders[0].total("truncations") == 500
+    steepest = np.abs(f.derivative()(x)).max()
+    slope = abs(as_rounded(f, run, 16).linear - f.linear) * 8
+    error = 6 * typical(f, run) + slope + steepest * 2.0**-16
+    assert_close(run.value, direct(f, x), error, "rounding, and the truncation times the slope")
+
+
+def test_a_product_is_read_as_it_is() -> None:
+    f, x = SERIES["even"], points(SERIES["even"], 500) / 4
+    x = np.rint(x * 2**16) / 2**16
+    run = in_threads(lambda b, x: x.square().series(f), x)
+    unread = 2 * 2.0**-27 * np.abs(f.derivative()(x * x)).max()
+    assert_close(run.value, direct(f, x * x), 6 * typical(f, run) + unread, "rounding; x² is exact, and read to 2^-27")
+    assert run.recorders[0].total("rounds", phase="online") == 2
+    assert run.recorders[0].total("truncations") == 0
+
+
+@pytest.mark.parametrize("parties", [2, 3, 5])
+def test_dropped_bits_make_the_argument_less_by_at_most_a_unit_a_party(parties: int) -> None:
+    """The angle read is that of ⌊x/2^d⌋, or of one of the P-1 units below; wraps of shares vanish with the period."""
+    f, bits, dropped = FourierSeries(2.0, (0.5,), (0.25,), (-0.5, 0.5)), 30, 22
+    x = np.random.default_rng(parties).integers(-(2**29), 2**29, 4000)
+    places = {"bits": bits, "dropped": dropped, "factor_places": 25, "dealt_places": 25}
+
+    def program(b: MpcBackend, _: Any) -> MpcTensor:
+        share = periodic.harmonics_of(b.runtime, b.runtime.share(x, owner=1), f, **places)
+        return MpcTensor(b, share, 50)
+
+    value = in_threads(program, np.zeros(1), parameters=MpcParameters(parties=parties)).value
+    candidates = [direct(f, ((x >> dropped) - below) * 2.0 / (1 << (bits - dropped))) for below in range(parties)]
+    distance = np.abs(np.array(candidates) - value)
+    assert distance.min(0).max() < 1e-6  # 25 places
+    found = np.bincount(distance.argmin(0), minlength=parties)
+    assert np.all(found > 10)  # each occurs
 
 
 def test_long_periods_open_long_words() -> None:
     f = FourierSeries(2.0**20, (1.0, 0.5), (0.25, 0.0), (-400_000.0, 500_000.0))
     x = points(f, 300)
-    run = shared(lambda b, x: x.series(f), x)
-    assert run.opened[0].dtype == torch.int64
-    assert_close(run.value, direct(f, x), exact_bound(f) / 2**16, "as with short words")
-    assert run.recorders[0].total("bytes_sent", phase="online") == 2 * 8 * 300
+    run = shared(f, x, MpcParameters(integer_bits=20))
+    assert run.sent[1][0].dtype == torch.int64
+    assert_rounded(run, f, x, 16)
+    assert run.recorders[0].total("bytes_sent", phase="online") == 8 * 300
 
 
-@pytest.mark.parametrize(
-    ("truncation", "rounds", "sent", "dealt"), [("exact", 2, 12, 16 * 20 + 16), ("local", 1, 4, 320)]
-)
-def test_cost(truncation: Any, rounds: int, sent: int, dealt: int) -> None:
-    f, n, parameters = SERIES["even"], 60, MpcParameters(truncation=truncation)
-    run = shared(lambda b, x: x.series(f), points(f, n), parameters)
-    assert run.opened[0].element_size() == 4  # what is sent, not what is counted
-    plan = NullRuntime(parameters)
-    backend = MpcBackend(plan, Recorder(modelled=True))
-    assert backend.input(np.zeros((3, 20))).series(f).shape == (3, 20)
-    for recorder in (*run.recorders, backend.recorder):
-        assert recorder.total("rounds", phase="online") == rounds
-        assert recorder.total("bytes_sent", phase="online") == sent * n
-        assert recorder.total("rounds", phase="setup") == 1
-        assert recorder.total("bytes_sent", phase="setup") == 8 * (20 + 2)
-        assert recorder.total("harmonics", phase="online") == 20 * n
-        assert recorder.total("harmonics", phase="offline") == 20 * n
-    assert backend.recorder.total("dealer_bytes") == dealt * n
-    assert sum(request.correction_bytes for request in run.requests[0]) == dealt * n
-    assert plan.requests == run.requests[0] == run.requests[1]
+# ---- cost -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("truncation", "parties"), [("exact", 2), ("exact", 3), ("local", 2)])
+def test_cost(truncation: Any, parties: int) -> None:
+    f, n = SERIES["even"], 60
+    parameters = MpcParameters(parties=parties, truncation=truncation)
+    run = shared(f, points(f, n), parameters)
+    assert run.sent[1][0].element_size() == 4  # what is sent, not what is counted
+    for rank, party in enumerate(run.recorders):
+        plan = SymbolicMpc(parameters, rank)
+        with plan.recorder.phase("online"):
+            assert plan.shape_input((3, 20)).series(f).shape == (3, 20)
+        assert [asked.request for asked in plan.planner.asked] == run.requests[rank]
+        for recorder in (party, plan.recorder):
+            assert recorder.total("rounds", phase="online") == recorder.total("rounds", phase="setup") == 1
+            assert recorder.total("bytes_sent", phase="online") == 4 * n * (parties - 1)
+            assert recorder.total("bytes_sent", phase="setup") == (0 if rank else 8 * (20 + 2) * (parties - 1))
+            assert recorder.total("harmonics", phase="online") == 20 * n
+            assert recorder.total("harmonics", phase="offline") == 20 * n
+            assert recorder.total("dealer_bytes") == (0 if rank else 16 * 20 * n)
 
 
 def test_large_tensors_are_dealt_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     f = SERIES["general"]
     x = points(f, 1000)
-    whole = shared(lambda b, x: x.series(f), x)
-    monkeypatch.setattr(runtime, "_MOST_DEALT", 18 * 300)
+    whole = shared(f, x)
+    monkeypatch.setattr(periodic, "_MOST_DEALT", 18 * 300)
     monkeypatch.setattr(harmonics, "_BLOCK", 70)
-    parts = shared(lambda b, x: x.series(f), x)
-    assert [request.first for request in parts.requests[0]] == [(300,), (300,), (300,), (100,), (1000,)]
+    parts = shared(f, x)
+    assert [request.first for request in parts.requests[0]] == [(300,), (300,), (300,), (100,)]
     assert len(parts.sent) == len(whole.sent)
-    assert_close(parts.value, direct(f, x), exact_bound(f) / 2**16, "as in one part")
+    assert_rounded(parts, f, x, 16)
 
 
 def chi_square(values: np.ndarray) -> float:
@@ -480,14 +454,15 @@ def chi_square(values: np.ndarray) -> float:
     return float((((found - expected) ** 2 / expected).sum() - 255) / math.sqrt(2 * 255))
 
 
-@pytest.mark.parametrize("parties", [2, 3])
-@pytest.mark.parametrize("secret", [0.0, -7.0, 7.9921875])
-def test_what_is_opened_is_uniform(parties: int, secret: float) -> None:
-    """The same secret 65,536 times: what each party sends, and the sum, look like 20 random bits; keys are fixed."""
-    f, n, bits = SERIES["general"], 1 << 16, 20
-    run = shared(lambda b, x: x.series(f), np.full(n, secret), MpcParameters(parties=parties))
-    sent = [share.numpy().astype(np.int64) for share in run.opened]
-    assert all(((share >= 0) & (share < 1 << bits)).all() for share in sent)  # reduced: nothing of x above
+@pytest.mark.parametrize(("parties", "secret"), [(2, 0.0), (2, -7.0), (2, 7.9921875), (3, -7.0)])
+@pytest.mark.parametrize(("places", "bits"), [(16, 21), (40, 32)])
+def test_what_is_opened_is_uniform(places: int, bits: int, parties: int, secret: float) -> None:
+    """The same secret 65,536 times: what each party sends, and the sum, look like random bits; keys are fixed."""
+    f, n = SERIES["even"], 1 << 16
+    argument = held(np.full(n, secret), places)
+    run = in_threads(lambda b, _: argument(b).series(f), np.zeros(n), parameters=MpcParameters(parties=parties))
+    sent = [share.numpy().astype(np.int64) & (2**32 - 1) for share in run.sent[1]]
+    assert all((share < 1 << bits).all() for share in sent)  # reduced: nothing of x above
     for word in (*sent, sum(sent) % (1 << bits)):
         assert abs(chi_square(word & 255)) < 4.5
         assert abs(chi_square(word >> (bits - 8))) < 4.5

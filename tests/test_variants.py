@@ -6,6 +6,7 @@ every test run, the others where slow tests are asked for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,17 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import assert_close
-from programs import counts
+from programs import Counts, counts
 
 from secureattn.approx.attention import VARIANTS, realisations
-from secureattn.backends.symbolic import SymbolicMpc
 from secureattn.errors import CapabilityError, PlanError, ProtocolError
 from secureattn.events import Recorder
 from secureattn.nn import parameters
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.encoder import Encoder
 from secureattn.nn.model import Model, load_model
-from secureattn.plan import CkksPlan, Plan, make_plan, program_cost
+from secureattn.plan import CkksPlan, Plan, make_plan, program_cost, run_symbolic_party
 from secureattn.plan.select import cheapest, fitted
 from secureattn.protocol import Protocol, load_protocol
 from secureattn.resources import find
@@ -49,6 +49,15 @@ DIRECTIONS = ("softplus_l1", "softplus_l1_reweighted", "kernelized_rpe", "nalafo
 """Variants that divide queries by their norms: kept away from 0, for short polynomials."""
 ODE = "softmax_ode"
 SOFTMAX = tuple(kind for kind in realisations("softmax") if kind != "softmax")  # and the mean shift, the model's own
+SHIPPED = (
+    ("softmax", "accurate-mpc"),
+    ("quad", "accurate-mpc"),
+    ("softmax", "bolt-gelu"),
+    ("softmax", "puma"),
+    ("softmax", "shaft"),
+    ("quad", "mpcformer"),
+)
+"""Models and shipped protocols, the functions named there as they are."""
 CKKS = [name for name, variant in VARIANTS.items() if not variant.needs]
 ENCRYPTED = ("square_scaled", "inline", "gaussian")
 """Those encrypted in every test run: cheap ones, one of them with a value per key."""
@@ -57,8 +66,8 @@ SHALLOW = ("scaled", "linear", "square_scaled", "inline", "taylor", "spherical")
 
 CKKS_ERROR = 1e-6  # of those encrypted in every test run; measured 3.3e-7, in the dense layout
 CKKS_ERROR_DEEP = 1e-5
-MPC_ERROR = {"kernelized_rpe": 6e-4, "quad": 5e-4}  # they divide by up to 60 and 270
-MPC_ERROR_ELSEWHERE = 2e-4  # measured 5.3e-5 at most
+MPC_ERROR = {"quad": 2e-3, "quad under mpcformer": 1e-3}  # divided by up to 270; measured 9.4e-4 and 3.9e-4 at most
+MPC_ERROR_ELSEWHERE = 4e-4  # measured 1.9e-4 at most, over 12 runs of each
 
 needs_tenseal = pytest.mark.skipif(importlib.util.find_spec("tenseal") is None, reason="TenSEAL is not installed")
 needs_crypten = pytest.mark.skipif(importlib.util.find_spec("crypten") is None, reason="CrypTen is not installed")
@@ -151,21 +160,27 @@ def run_party(backend: Any, cases: Argument) -> dict[str, tuple[Array | None, An
     for name, (model, protocol, inputs) in cases.items():
         plan = Plan(model, protocol, SAMPLES, protocol.realisations(model))
         own = MpcBackend(backend.runtime, Recorder())
+        own.runtime.parameters = protocol.mpc
+        own.runtime.matrices.clear()  # as in a run of its own: matrices are numbered, and series agreed on, afresh
+        own.runtime._agreed.clear()
         found[name] = (evaluated(own, plan, inputs), counts(own.recorder))
     return found
 
 
 def evaluated(backend: Any, plan: Plan, inputs: Array | None) -> Array | None:
-    """One party's program, real or planned; the first party owns the weights, the second the inputs."""
-    config = plan.config
-    with backend.recorder.phase("setup"):
-        network = Encoder(plan.folded(weights=backend.runtime.rank == 0), backend)
-    with backend.recorder.phase("encrypt"):
+    """One party's program, dealt ahead; the first party owns the weights, the second the inputs."""
+    config, rank, recorder = plan.config, backend.runtime.rank, backend.recorder
+    with recorder.phase("setup"):
+        network = Encoder(plan.folded(weights=rank == 0), backend)
+        asked = run_symbolic_party(plan, rank).planner.asked
+    with recorder.phase("offline"):
+        backend.runtime.prepare(asked)
+    with recorder.phase("encrypt"):
         shape = (SAMPLES, config.tokens, config.features)
         x = backend.input(np.broadcast_to(0.0, shape) if inputs is None else inputs)
-    with backend.recorder.phase("online"):
+    with recorder.phase("online"):
         logits = network(x)
-    with backend.recorder.phase("decrypt"):
+    with recorder.phase("decrypt"):
         revealed: Array | None = backend.reveal(logits)
     return revealed
 
@@ -195,14 +210,18 @@ def protocol_of(folder: Path, kind: str, *, engine: str = "crypten", top: str = 
 
 @pytest.fixture(scope="module")
 def cases(model_of: Callable[[str], Model], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """All variants, and a softmax model with its softmax computed in every way that a protocol may name."""
+    """All variants, a softmax model with its softmax computed in every way that a protocol may name, and protocols with
+    the functions of papers.
+    """
     folder = tmp_path_factory.mktemp("protocols")
     pairs = {name: (model_of(name), chosen(shipped("power-softmax-mpc"), model_of(name))) for name in VARIANTS}
     pairs |= {f"softmax by {kind}": (model_of("softmax"), protocol_of(folder, kind)) for kind in SOFTMAX}
+    pairs |= {f"{name} under {protocol}": (model_of(name), shipped(protocol)) for name, protocol in SHIPPED}
     made = {}
     for name, (model, protocol) in pairs.items():
-        plan = make_plan(model, protocol, samples=SAMPLES)
-        made[name] = Case(plan, clear_run(plan, inputs_of(model.config, SAMPLES)).outputs)
+        with contextlib.suppress(PlanError):  # a case that is refused fails its own tests, not all
+            plan = make_plan(model, protocol, samples=SAMPLES)
+            made[name] = Case(plan, clear_run(plan, inputs_of(model.config, SAMPLES)).outputs)
     return made
 
 
@@ -224,10 +243,11 @@ def parties(cases: dict[str, Case]) -> list[dict[str, tuple[Array | None, Any]]]
 
 
 MPC_CASES = [*VARIANTS, *(f"softmax by {kind}" for kind in SOFTMAX)]
+ALL_CASES = [*MPC_CASES, *(f"{name} under {protocol}" for name, protocol in SHIPPED)]
 
 
 @needs_crypten
-@pytest.mark.parametrize("name", MPC_CASES)
+@pytest.mark.parametrize("name", ALL_CASES)
 def test_shares_equal_the_clear_run(parties: list[dict[str, Any]], cases: dict[str, Case], name: str) -> None:
     owner, client = (party[name][0] for party in parties)
     assert owner is None
@@ -235,20 +255,29 @@ def test_shares_equal_the_clear_run(parties: list[dict[str, Any]], cases: dict[s
     assert client.shape == (SAMPLES, 1, CLASSES)
     print(f"{name}: error {np.abs(client[:, 0] - wanted).max():.2e}, outputs to {np.abs(wanted).max():.3g}")
     error = MPC_ERROR.get(name, MPC_ERROR_ELSEWHERE)
-    assert_close(client[:, 0], wanted, error, f"{name}: 18 fractional bits, truncated exactly")
+    assert_close(client[:, 0], wanted, error, f"{name}: 16 fractional bits, truncated exactly")
 
 
 @needs_crypten
-@pytest.mark.parametrize("name", MPC_CASES)
+@pytest.mark.parametrize("name", ALL_CASES)
 def test_shares_count_what_was_planned(parties: list[dict[str, Any]], cases: dict[str, Case], name: str) -> None:
-    """Rounds, bytes, dealings: of every region, operation and phase, at either party."""
-    plan = cases[name].plan
+    """Rounds, bytes, dealings: of every region, operation and phase, at either party; one request for all."""
+    plan = cases[name].plan.mpc
+    assert plan is not None
     for rank, party in enumerate(parties):
-        backend = SymbolicMpc(plan.protocol.mpc, rank)
-        evaluated(backend, plan, None)
-        assert party[name][1] == counts(backend.recorder), f"party {rank}"
-        assert plan.mpc is not None
-        assert counts(backend.recorder) == counts(plan.mpc.recorders[rank])
+        found, planned = party[name][1], counts(plan.recorders[rank])
+        assert without_requests(found) == without_requests(planned), f"party {rank}"
+        assert requests(found) == requests(planned) == 6 + 1  # six matrices are masked, and all else is dealt at once
+
+
+def without_requests(counted: Counts) -> Counts:
+    """Counts but for requests to the dealer: the one for everything belongs to no region."""
+    rest = {key: {n: k for n, k in found.items() if n != "dealer_requests"} for key, found in counted.items()}
+    return {key: found for key, found in rest.items() if found}
+
+
+def requests(counted: Counts) -> int:
+    return sum(found.get("dealer_requests", 0) for found in counted.values())
 
 
 @pytest.mark.parametrize("name", MPC_CASES)
@@ -274,7 +303,7 @@ def test_shares_with_what_suits_them_best(model_of: Callable[[str], Model], name
     run, wanted = execute(plan, inputs), clear_run(plan, inputs).outputs
     print(f"{name}: error {np.abs(run.outputs - wanted).max():.2e}")
     error = 5 * MPC_ERROR.get(name, MPC_ERROR_ELSEWHERE)
-    assert_close(run.outputs, wanted, error, f"{name}: 18 fractional bits; series weigh roundings by more")
+    assert_close(run.outputs, wanted, error, f"{name}: 16 fractional bits; series weigh roundings by more")
     assert plan.mpc is not None
     for party, recorder in zip(run.parties, plan.mpc.recorders, strict=True):
         assert by_phase(party.events) == by_phase(recorder.events.values())

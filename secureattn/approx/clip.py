@@ -37,7 +37,7 @@ def compare(domain: Interval = EVERYWHERE) -> Realisation:
     """
 
     def apply(x: Tensor) -> Tensor:
-        below, not_above = x.less(LOW), x.less(HIGH)
+        below, not_above = x.less_each([LOW, HIGH])
         return x.combine([(LOW, below), (-HIGH, not_above)], [(x, not_above - below)], HIGH)
 
     return Realisation("clip", "compare", EVERYWHERE, apply, error=0.0, needs=COMPARE, source="SHAFT, NDSS 2025")

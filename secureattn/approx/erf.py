@@ -52,7 +52,7 @@ def secformer_erf(x: Tensor, factor: float = 1.0) -> Tensor:
     stretch = _PERIOD / SECFORMER_PERIOD
     end = SECFORMER_LIMIT * stretch
     sines = FourierSeries(_PERIOD, (0.0,) * len(SECFORMER), SECFORMER, (-end, end), source="SecFormer, 2401.00793")
-    low, high = x.less(-SECFORMER_LIMIT / factor), x.less(SECFORMER_LIMIT / factor)
+    low, high = x.less_each([-SECFORMER_LIMIT / factor, SECFORMER_LIMIT / factor])
     return 1.0 - low - high + (high - low) * (x * (factor * stretch)).series(sines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,11 +11,13 @@ import numpy as np
 
 from secureattn import fit
 from secureattn.approx.realisation import Array, Builder, Interval, Realisation, TrueForm, on_arrays
-from secureattn.errors import PlanError, SecureAttnError
+from secureattn.errors import InputError, PlanError, SecureAttnError
 from secureattn.polynomial import Polynomial
 from secureattn.series import FourierSeries
 from secureattn.tensor import Tensor
 
+_WITHOUT_LINEAR = 6  # harmonics more for a series that needs no linear term beside it
+_LIGHT = 4.0  # the most weight of such a series
 DEGREES = (1, *fit.DEPTH_EDGES)
 """Degrees tried when an error is asked for: the largest of each depth."""
 
@@ -62,6 +65,8 @@ class Smooth:
     ) -> Realisation:
         """A Fourier extension: on shares one opening, whatever the function; elsewhere its polynomial twin.
 
+        A linear part stays out of the series, unless that takes few more harmonics: on shares the product with x needs
+        x truncated before, and the sum afterwards.
         Domain: ``[low, high]``; outside it the series turns back to a wrong value.
         Error: measured when made; ``weight`` bounds Σ|c|, by which fixed-point errors are amplified, in units of
         the function's largest value (or of 1 where that is less).
@@ -71,17 +76,12 @@ class Smooth:
         _one_of(f"{self.function}(fourier)", "harmonics", harmonics, error)
         domain = self._domain(domain)
         part = on_arrays(self.true)
-        largest = float(np.abs(part(np.linspace(*domain, 257))).max())
-        found = fit.fourier_extension(
-            lambda x: part(x) - self.constant,
-            domain,
-            error=error,
-            harmonics=harmonics,
-            parity=self.parity,
-            linear=self.linear,
-            relative=self.relative,
-            largest_weight=weight * max(1.0, largest),
-        )
+        largest = max(1.0, float(np.abs(part(np.linspace(*domain, 257))).max()))
+        found = self._extension(domain, weight * largest, self.parity, self.linear, error, harmonics)
+        if self.linear and error is not None:
+            with contextlib.suppress(InputError):
+                plain = self._extension(domain, min(_LIGHT, weight) * largest, None, 0.0, error, None)
+                found = plain if plain.harmonics <= found.harmonics + _WITHOUT_LINEAR else found
         series = FourierSeries(
             period=found.period,
             cosines=tuple(found.cosines.tolist()),
@@ -101,7 +101,40 @@ class Smooth:
             error=found.error,
             relative=self.relative,
             series=series,
+            refit=lambda slope, shift: self._stretched(slope, shift).fourier(
+                ((domain[0] - shift) / slope, (domain[1] - shift) / slope),
+                error=error,
+                harmonics=harmonics,
+                weight=weight,
+            ),
             source="Fourier extension by regularised least squares",
+        )
+
+    def _stretched(self, slope: float, shift: float) -> Smooth:
+        """``f(slope·x + shift)``, of which no parity is left."""
+        return replace(
+            self, true=lambda x: self.true(x * slope + shift), parity=None, linear=0.0, constant=0.0, positive=False
+        )
+
+    def _extension(
+        self,
+        domain: Interval,
+        largest: float,
+        parity: Literal["even", "odd"] | None,
+        linear: float,
+        error: float | None,
+        harmonics: int | None,
+    ) -> fit.FourierFit:
+        true = on_arrays(self.true)
+        return fit.fourier_extension(
+            lambda x: true(x) - self.constant,
+            domain,
+            error=error,
+            harmonics=harmonics,
+            parity=parity,
+            linear=linear,
+            relative=self.relative,
+            largest_weight=largest,
         )
 
     def extended(self, domain: Interval, *, degree: int = 15, error: float | None = None) -> Realisation:

@@ -31,7 +31,8 @@ class Realisation:
     """A function made runnable: ``realisation(x)`` works on every engine that has what it ``needs``.
 
     ``polynomial`` is set when x goes through one polynomial first (and then through ``then``, if set); whoever computes
-    ``x`` may fold the affine map of its domain into weights. ``series`` is set when one Fourier series does it all.
+    ``x`` may fold the affine map of its domain into weights. ``series`` is set when one Fourier series does it all, and
+    ``refit(slope, shift)`` makes the same of ``f(slope·x + shift)``, slope > 0.
     ``error`` is the max error against the true function on the domain, absolute unless ``relative``. ``changes_model``
     marks a replacement that is another function.
     """
@@ -45,6 +46,7 @@ class Realisation:
     polynomial: Polynomial | None = None
     then: Callable[[Tensor], Tensor] | None = None
     series: FourierSeries | None = None
+    refit: Callable[[float, float], Realisation] | None = None
     needs: frozenset[Capability] = frozenset()
     changes_model: bool = False
     source: str = ""
@@ -166,6 +168,9 @@ class _Numbers:
 
     def less(self, other: Any) -> _Numbers:
         return _Numbers((self.data < _plain(other)).astype(np.float64))
+
+    def less_each(self, others: Any) -> list[_Numbers]:
+        return [self.less(other) for other in others]
 
     def polynomial(self, p: Polynomial) -> _Numbers:
         return _Numbers(p(self.data))

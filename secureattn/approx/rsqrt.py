@@ -9,7 +9,7 @@ import torch
 from secureattn.approx import exp
 from secureattn.approx.generic import Smooth, check_positive
 from secureattn.approx.realisation import COMPARE, Builder, Interval, Realisation, converging, measured
-from secureattn.approx.reciprocal import normalise, relaxed
+from secureattn.approx.reciprocal import normalise, reduced, relaxed
 from secureattn.polynomial import Polynomial
 from secureattn.tensor import Tensor
 
@@ -196,8 +196,22 @@ def crypten_steps(x: Tensor, steps: int) -> Tensor:
     return y
 
 
+def octaves(domain: Interval, *, error: float = 1e-4, stride: int = 6) -> Realisation:
+    """A Fourier series on ``stride`` octaves, after comparisons, all at once, that bring x up into them.
+
+    As ``reciprocal(octaves)``, with ``1/√x = √s·(1/√(s·x))``.
+    Domain: ``[low, high]``, low > 0, of any ratio κ.
+    Error: relative, at most ``error``, that of the series; measured when made.
+    Cost: as ``reciprocal(octaves)``.
+    Source: range reduction as in SPU (USENIX ATC 2023), its comparisons side by side; Fourier extension.
+    """
+    check_positive("rsqrt(octaves)", domain)
+    return reduced(_SMOOTH, domain, power=0.5, error=error, stride=stride)
+
+
 REALISATIONS: dict[str, Builder] = {
     **_SMOOTH.builders(),
+    "octaves": octaves,
     "goldschmidt": goldschmidt,
     "newton": newton,
     "spu": spu,

@@ -44,16 +44,16 @@ def _puma(x: Tensor) -> Tensor:
     x6 = x2 * x4
     low = x.combine([(PUMA_LOW[1], x), (PUMA_LOW[2], x2)], constant=PUMA_LOW[0])
     mid = x.combine([(PUMA_MID[1], x), (PUMA_MID[2], x2), (PUMA_MID[4], x4), (PUMA_MID[6], x6)], constant=PUMA_MID[0])
-    below_8, below_4, below = x.less(-8.0), x.less(-4.0), x.less(4.0)
+    below_8, below_4, below = x.less_each([-8.0, -4.0, 4.0])
     return x.combine([(1.0, x)], [(below_4 - below_8, low), (below - below_4, mid), (-below, x)])
 
 
 def shaft(domain: Interval = EVERYWHERE) -> Realisation:
     """``relu(x) + Σ_{k≤12} β_k·sin(2πk|x|/16)`` for ``|x| < 8``, else ``relu(x)``.
 
-    Domain: all reals, by comparisons of x with 0 and of ``|x|`` with 8.
+    Domain: all reals, by comparisons at ±8 and 0.
     Error: 5.3e-3 on [−10,10], measured.
-    Cost: 2 comparisons, 2 products, 1 series.
+    Cost: 3 comparisons, 2 products, 1 series.
     Source: SHAFT, NDSS 2025, code (the sine series of ``silu − relu`` on [0, 8], to four places).
     """
     half = SHAFT_PERIOD / 2

@@ -40,6 +40,10 @@ class PlaintextBackend:
         """A parameter; a torch tensor keeps its gradient."""
         return torch.as_tensor(array).to(self.dtype)
 
+    def matrix(self, array: Any) -> torch.Tensor:
+        """The same."""
+        return self.weight(array)
+
     def input(self, array: npt.ArrayLike | torch.Tensor) -> PlaintextTensor:
         """Data ``[B,S,F]``; values that are not finite are refused."""
         data = array if isinstance(array, torch.Tensor) else torch.as_tensor(np.asarray(array, dtype=np.float64))

@@ -133,10 +133,11 @@ class SymbolicDense(SymbolicEvaluating, DenseBackend):
 
 
 class SymbolicMpc(MpcBackend):
-    """One party of a secret-sharing run that computes nothing."""
+    """One party of a secret-sharing run that computes nothing; ``ahead`` as for ``NullRuntime``."""
 
-    def __init__(self, parameters: MpcParameters, rank: int = 0) -> None:
-        super().__init__(NullRuntime(parameters, rank), Recorder(modelled=True))
+    def __init__(self, parameters: MpcParameters, rank: int = 0, *, ahead: bool = False) -> None:
+        self.planner = NullRuntime(parameters, rank, ahead=ahead)
+        super().__init__(self.planner, Recorder(modelled=True))
 
     def shape_input(self, shape: tuple[int, ...]) -> MpcTensor:
         """The client's data, by shape."""

@@ -58,11 +58,13 @@ class Comparison:
         }
 
 
-def compare(plan: Plan, inputs: Array, labels: npt.NDArray[np.int64], progress: Progress) -> Comparison:
+def compare(
+    plan: Plan, inputs: Array, labels: npt.NDArray[np.int64], progress: Progress, *, device: str = "cpu"
+) -> Comparison:
     """Run all three; the encrypted one last, as it takes longest."""
     progress("running in the clear", 0, 0)
     exact, clear = clear_run(plan, inputs, exact=True), clear_run(plan, inputs)
-    return Comparison(plan, labels, exact, clear, execute(plan, inputs, progress=progress))
+    return Comparison(plan, labels, exact, clear, execute(plan, inputs, progress=progress, device=device))
 
 
 def show(c: Comparison, console: Console) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from secureattn.backends.ckks.parameters import MAX_MODULUS_BITS
 from secureattn.ledger import LAN, WAN, Network, network_table, region_table, to_json, units
-from secureattn.plan import HIDING_BITS, CkksPlan, Plan
+from secureattn.plan import HIDING_BITS, CkksPlan, MpcPlan, Plan
 
 
 def parameters(plan: Plan) -> dict[str, Any]:
@@ -38,6 +38,9 @@ def parameters(plan: Plan) -> dict[str, Any]:
             "dealer": mpc.dealer,
             "truncation": mpc.truncation,
             "fractional_bits": mpc.fractional_bits,
+            "integer_bits": mpc.integer_bits,
+            "weights": mpc.weights,
+            "gross_errors_expected": plan.mpc.gross_errors,
             "ring_bits": 64,
         }
     return {"security_bits": None}
@@ -94,6 +97,7 @@ def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN
     if plan.ckks is not None:
         _show_ckks(plan, plan.ckks, console)
     elif plan.mpc is not None:
+        console.print(_range(plan, plan.mpc))
         console.print(region_table(plan.ledger, width=console.width))
         console.print(network_table(plan.ledger, networks))
         shown = {phase: units.seconds(s) for phase, s in plan.mpc.seconds.items() if s}
@@ -139,6 +143,18 @@ def _show_ckks(plan: Plan, c: CkksPlan, console: Console) -> None:
     console.print(region_table(plan.ledger, width=console.width))
     console.print("predicted: " + _listed({phase: units.seconds(value) for phase, value in c.seconds.items()}))
     console.print(f"predicted with {plan.costs.source}")
+
+
+def _range(plan: Plan, planned: MpcPlan) -> str:
+    """The declared range, and what truncation may do to values in it."""
+    mpc = plan.protocol.mpc
+    told = f"values up to {planned.largest:.3g}, below 2^{mpc.integer_bits} declared; {mpc.truncation} truncation: "
+    if planned.gross_errors is None:
+        return told + "never grossly wrong in that range"
+    return (
+        f"{told}{planned.gross_errors:.1e} grossly wrong values expected in a run at most, |z|/2^63 for each of "
+        f'{max(r.total("truncations") for r in planned.recorders):,}; truncation = "exact" has none'
+    )
 
 
 def _layout(plan: Plan, c: CkksPlan) -> str:

@@ -3,7 +3,7 @@
 from secureattn.ledger.export import to_json
 from secureattn.ledger.ledger import COUNTS, ENGINE_COUNTS, Ledger, Party
 from secureattn.ledger.machine import machine
-from secureattn.ledger.network import LAN, WAN, Network, load_network, network_seconds, network_table
+from secureattn.ledger.network import LAN, PLANNED, WAN, Network, load_network, network_seconds, network_table
 from secureattn.ledger.plot import write_plot
 from secureattn.ledger.table import breakdown_table, phase_table, region_table
 from secureattn.ledger.trace import write_trace
@@ -12,6 +12,7 @@ __all__ = [
     "COUNTS",
     "ENGINE_COUNTS",
     "LAN",
+    "PLANNED",
     "WAN",
     "Ledger",
     "Network",

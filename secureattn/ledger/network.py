@@ -31,14 +31,16 @@ class Network:
     bandwidth_bps: float
     round_trip_s: float
 
-    def seconds(self, rounds: int, bytes_sent: int) -> float:
-        """What messages take: ``rounds·round_trip + 8·bytes/bandwidth``."""
+    def seconds(self, rounds: float, bytes_sent: int) -> float:
+        """What messages take: ``rounds·round_trip + 8·bytes/bandwidth``; halves of rounds for messages one way."""
         return rounds * self.round_trip_s + 8 * bytes_sent / self.bandwidth_bps
 
 
-# The LAN and the slowest WAN of BOLT (Pang et al., IEEE S&P 2024), since used by others for transformers.
-LAN = Network("LAN", bandwidth_bps=3e9, round_trip_s=0.8e-3)
-WAN = Network("WAN", bandwidth_bps=100e6, round_trip_s=80e-3)
+PLANNED = Network("LAN", bandwidth_bps=3e9, round_trip_s=0.8e-3)
+"""What CKKS plans weigh refreshes for: the LAN of BOLT (Pang et al., IEEE S&P 2024)."""
+
+LAN = Network("LAN", bandwidth_bps=1e9, round_trip_s=0.5e-3)
+WAN = Network("WAN", bandwidth_bps=100e6, round_trip_s=40e-3)
 _NAMED = {"lan": LAN, "wan": WAN}
 _KEYS = ("bandwidth_bps", "round_trip_s")
 _MESSAGES = ("rounds", "dealer_requests", "bytes_sent", "dealer_bytes")
@@ -65,14 +67,15 @@ def load_network(name: str | Path) -> Network:
 def network_seconds(ledger: Ledger, network: Network, *, phase: str | None = None) -> float:
     """Seconds that messages of the busiest party take, in one phase or all, computing left out.
 
-    Formula: rounds·round_trip + 8·bytes/bandwidth, where a request to the dealer is a round and what the dealer sends
-    counts as bytes. A round is charged a whole round trip: openings are a reduce and a gather, there and back. Parties
-    send at once, each over a link of its own; messages that the engine does not count (``Ledger.count``) are left out.
+    Formula: rounds·round_trip + 8·bytes/bandwidth, where a request to the dealer is a round trip and what the dealer
+    sends counts as bytes. Under CKKS a round is a question to the client and its answer; on shares all parties that
+    send do so at once, so a round is half a round trip. Each sends over a link of its own; messages that the engine
+    does not count (``Ledger.count``) are left out.
     """
 
     def party_seconds(events: Sequence[Event]) -> float:
         counts = {name: sum(event.counts.get(name, 0) for event in events) for name in _MESSAGES}
-        rounds = counts["rounds"] + counts["dealer_requests"]
+        rounds = counts["rounds"] * (0.5 if ledger.engine == "crypten" else 1.0) + counts["dealer_requests"]
         sent = counts["bytes_sent"] + counts["dealer_bytes"]
         return network.seconds(rounds, sent)
 

@@ -21,7 +21,7 @@ class Encoder:
         self.backend = backend
         self._weights: dict[int, tuple[Weight, Weight]] = {}
         for linear in _linears(folded):
-            self._weights[id(linear)] = (backend.weight(linear.weight), backend.weight(linear.bias))
+            self._weights[id(linear)] = (backend.matrix(linear.weight), backend.weight(linear.bias))
         self._extras: dict[int, dict[str, Weight]] = {
             id(layer): {name: backend.weight(value) for name, value in layer.extras.items()} for layer in folded.layers
         }
@@ -31,17 +31,22 @@ class Encoder:
         region = self.backend.region
         with region("embed"):
             x = self._linear(x, self.folded.embed)
-        for i, layer in enumerate(self.folded.layers):
-            with region(f"layer.{i}"):
-                with region("attention"):
-                    x = x.refresh("input")
-                    x = x + self._attention(x, layer)
-                with region("ffn"):
-                    x = x.refresh("input")
-                    x = x + self._ffn(x, layer)
+        for i in range(len(self.folded.layers)):
+            x = self.layer(i, x)
         with region("head"):
             # Mean over tokens and the linear head commute; C classes are fewer sums than D features.
             return self._linear(x.refresh("input"), self.folded.head).sum(1)
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        """One block, ``[B,S,D]`` → ``[B,S,D]``; region ``layer.i``."""
+        region, layer = self.backend.region, self.folded.layers[i]
+        with region(f"layer.{i}"):
+            with region("attention"):
+                x = x.refresh("input")
+                x = x + self._attention(x, layer)
+            with region("ffn"):
+                x = x.refresh("input")
+                return x + self._ffn(x, layer)
 
     def _attention(self, x: Tensor, layer: FoldedLayer) -> Tensor:
         config = self.folded.config

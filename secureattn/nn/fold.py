@@ -132,8 +132,12 @@ def _after_norm(config: ModelConfig, weights: Weights, norm: str, linear: Linear
 
 
 def _fold_norm(config: ModelConfig, rsqrt: Realisation) -> Realisation:
-    """``Σx² ↦ 1/√(Σx²/D + ε)`` from a realisation of ``1/√x``; one polynomial takes 1/D and ε into its affine map."""
+    """``Σx² ↦ 1/√(Σx²/D + ε)`` from a realisation of ``1/√x``; one polynomial takes 1/D and ε into its affine map,
+    a series is fitted with them: on shares 1/D is no power of two, and a factor takes a truncation.
+    """
     width, epsilon = config.width, config.norm_epsilon
+    if rsqrt.refit is not None:
+        return rsqrt.refit(1.0 / width, epsilon)
     if _is_chebyshev(rsqrt):
         assert rsqrt.polynomial is not None
         low, high = rsqrt.polynomial.domain

@@ -13,7 +13,7 @@ from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.units import Path
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.events import Recorder
-from secureattn.ledger import LAN, Ledger
+from secureattn.ledger import PLANNED, Ledger
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.fold import Folded, fold
 from secureattn.nn.model import Model
@@ -55,18 +55,22 @@ class CkksPlan:
 
     @property
     def latency_s(self) -> float:
-        """Predicted seconds of all batches, with messages on a LAN; keys and what else is done once left out."""
+        """Predicted seconds of all batches, messages included (``PLANNED``); what is done once left out."""
         once = self.seconds["keys"] + self.seconds["setup"]
-        messages = LAN.seconds(self.recorder.total("rounds"), self.recorder.total("bytes_sent"))
+        messages = PLANNED.seconds(self.recorder.total("rounds"), self.recorder.total("bytes_sent"))
         return self.seconds["total"] - once + self.batches * messages
 
 
 @dataclass(frozen=True)
 class MpcPlan:
-    """Every party's run over all samples at once."""
+    """Every party's run over all samples at once. ``largest``: the largest magnitude at its functions, as calibrated;
+    ``gross_errors``: how many grossly wrong values local truncation is expected to leave at most, None if exact.
+    """
 
     recorders: tuple[Recorder, ...]
     ledger: Ledger
+    largest: float = 1.0
+    gross_errors: float | None = None
 
     @property
     def seconds(self) -> Mapping[str, float]:

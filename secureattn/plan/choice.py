@@ -15,7 +15,7 @@ from secureattn.backends.ckks.parameters import RINGS, CkksParameters, chain, mo
 from secureattn.backends.ckks.units import Path
 from secureattn.backends.symbolic import SymbolicCkks, SymbolicDense, Unlimited
 from secureattn.errors import PlanError, ProtocolError
-from secureattn.ledger import LAN
+from secureattn.ledger import PLANNED
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.encoder import Encoder
 from secureattn.nn.fold import Folded
@@ -107,14 +107,14 @@ class Chooser:
         return self.run(parameters, points, refresh=refresh, ceilings=ceilings, prepared=True)
 
     def seconds(self, parameters: CkksParameters, points: Points) -> float:
-        """About what settled runs of all batches would take on one core, with their messages on a LAN."""
+        """About what settled runs of all batches would take on one core, messages included (``PLANNED``)."""
         backend = self.run(parameters, points)
         costs, total = backend.machine.costs, backend.recorder.total
         computed = backend.demand.seconds(
             lambda name, level: costs.primitive_s(name, parameters.ring_degree, level + 1)
         )
         batches = math.ceil(self.draft.samples / backend.batch)
-        return batches * (computed + LAN.seconds(total("rounds"), total("bytes_sent")))
+        return batches * (computed + PLANNED.seconds(total("rounds"), total("bytes_sent")))
 
     def probe(self) -> Symbolic:
         """A run with more levels than anything needs: it shows the program's depth and where refreshes are possible."""

@@ -15,12 +15,19 @@ __all__ = ["Array", "Progress", "Run", "agreement", "clear_run", "execute", "req
 
 
 def execute(
-    plan: Plan, inputs: Any, *, progress: Progress | None = None, trace: bool = False, errors: bool = False
+    plan: Plan,
+    inputs: Any,
+    *,
+    progress: Progress | None = None,
+    trace: bool = False,
+    errors: bool = False,
+    device: str = "cpu",
 ) -> Run:
     """Run a plan on inputs ``[N,S,F]`` with its engine; class scores ``[N,C]`` and what everything cost.
 
-    ``errors`` compares every operation with a clear run and gives up privacy for it. Raises InputError for unusable
-    inputs, and for errors on another engine than CKKS, before anything expensive; EngineError for a missing engine.
+    ``device``, "cpu" or "cuda", is where shares are; other engines run on the CPU. ``errors`` compares every operation
+    with a clear run and gives up privacy for it. Raises InputError for unusable inputs, and for errors on another
+    engine than CKKS, before anything expensive; EngineError for a missing engine.
     """
     engine, tell = plan.protocol.engine, progress or (lambda *_: None)
     if errors and engine != "ckks":
@@ -28,9 +35,17 @@ def execute(
             f"errors by operation are measured on ckks, this protocol runs on {engine}; secureattn compare gives the "
             "error of the scores on any engine"
         )
+    if device != "cpu" and engine != "crypten":
+        raise InputError(f"--device {device} is for secret shares, this protocol runs on {engine}, on the CPU")
     array = plan.model.check(inputs)
     if len(array) != plan.samples:
         raise PlanError(f"the plan is for {plan.samples} samples, the input has {len(array)}; plan again")
+    if device != "cpu":
+        from secureattn.backends.crypten.ring import device_of
+        from secureattn.runs import mpc
+
+        device_of(device)
+        return mpc.run(plan, array, tell, trace, device=device)
     if not errors:
         return _engine(engine)(plan, array, tell, trace)
     from secureattn.runs import ckks

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from secureattn.backends.crypten.backend import MpcBackend
@@ -19,7 +17,7 @@ from secureattn.runs.result import Array, Progress, Run
 Argument = tuple[Model, Protocol, int, "Array | None"]
 
 
-def run(plan: Plan, inputs: Array, progress: Progress, trace: bool) -> Run:
+def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, device: str = "cpu") -> Run:
     """Class scores ``[N,C]``, opened to the client alone; only its owner reads the model, only the client the input."""
     parties = plan.protocol.mpc.parties
     bare = Model(plan.model.folder.resolve(), plan.model.config, plan.model.ranges)
@@ -32,6 +30,7 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool) -> Run:
         plan.protocol.mpc,
         progress=lambda text: progress(text, 0, 0),
         trace=trace,
+        device=device,
     )
     named = (Party(party_name(result.rank), tuple(result.events), tuple(result.spans)) for result in results)
     return Run(results[CLIENT].value[:, 0], Ledger(plan.title, "crypten", tuple(named), measured=True))
@@ -44,9 +43,9 @@ def party(backend: MpcBackend, argument: Argument) -> Array | None:
     plan = Plan(model, protocol, samples, protocol.realisations(model))
     with recorder.phase("setup"):
         network = Encoder(plan.folded(weights=rank == MODEL_OWNER), backend)
-        requests: Any = run_symbolic_party(plan, rank).runtime
+        asked = run_symbolic_party(plan, rank).planner.asked
     with recorder.phase("offline"):
-        backend.runtime.prepare(requests.requests)
+        backend.runtime.prepare(asked)
     with recorder.phase("encrypt"):
         shape = (samples, config.tokens, config.features)
         x = backend.input(np.broadcast_to(0.0, shape) if inputs is None else inputs, owner=CLIENT)

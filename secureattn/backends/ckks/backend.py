@@ -52,6 +52,10 @@ class CkksBackend(Evaluating):
         """A parameter, in the clear at the evaluator."""
         return np.asarray(array, dtype=np.float64)
 
+    def matrix(self, array: Any) -> npt.NDArray[np.float64]:
+        """The same."""
+        return self.weight(array)
+
     def tensor(self, ciphers: Sequence[Cipher], shape: tuple[int, ...]) -> BatchTensor:
         """Encrypted input ``[B,S,F]``, one ciphertext per feature: where a program begins."""
         return BatchTensor(self, as_parts(self.begin(ciphers), (1, len(ciphers))), shape)

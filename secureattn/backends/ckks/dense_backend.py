@@ -66,6 +66,10 @@ class DenseBackend(Evaluating):
         """A parameter, in the clear at the evaluator; its slots are laid out when first used, and kept."""
         return DenseWeight(np.asarray(array, dtype=np.float64))
 
+    def matrix(self, array: Any) -> DenseWeight:
+        """The same."""
+        return self.weight(array)
+
     def tensor(self, ciphers: Sequence[Cipher], shape: Shape) -> DenseTensor:
         """Encrypted input ``[B,S,W]``, as ``DenseLayout.pack`` lays it out: where a program begins."""
         return DenseTensor(self, as_parts(self.begin(ciphers)), shape)

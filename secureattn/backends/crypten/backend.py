@@ -30,10 +30,19 @@ class MpcBackend:
         runtime.recorder = recorder
 
     def weight(self, array: Any) -> MpcWeight:
-        """Share a parameter of party 0, the model's owner; elsewhere only the array's shape counts. No message."""
-        places = self.runtime.parameters.fractional_bits
-        with self.recorder.op("weight"):
-            return MpcWeight(self, self._share(array, MODEL_OWNER, places, "a weight"), places)
+        """A parameter of party 0, the model's owner; elsewhere only the array's shape counts, unless weights are
+        public. No message.
+        """
+        public = self.runtime.parameters.weights == "public"
+        if public or self.runtime.rank == MODEL_OWNER:
+            return MpcWeight(self, encoding.as_real(array, "a weight"))
+        return MpcWeight(self, np.broadcast_to(0.0, np.shape(array)))
+
+    def matrix(self, array: Any) -> MpcWeight:
+        """A parameter ``[Dout,Din]`` for ``linear``, masked for the others right away (``MpcWeight.fix``)."""
+        weight = self.weight(array)
+        weight.fix()
+        return weight
 
     def input(self, array: Any, owner: int = CLIENT) -> MpcTensor:
         """Share data of party ``owner``; elsewhere only the array's shape counts. No message."""
@@ -42,7 +51,7 @@ class MpcBackend:
             raise InputError(f"an input's owner must be a party from 0 to {parties - 1}, not {owner}")
         places = self.runtime.parameters.fractional_bits
         with self.recorder.op("input"):
-            return MpcTensor(self, self._share(array, owner, places, "an input"), places)
+            return MpcTensor(self, self.shared(array, owner, places, "an input"), places)
 
     def reveal(self, tensor: Tensor, to: int | None = CLIENT) -> npt.NDArray[np.float64] | None:
         """The plain value at party ``to`` and None elsewhere; everywhere with ``to=None``; zeros in a plan.
@@ -56,7 +65,7 @@ class MpcBackend:
             raise InputError(f"a result can be revealed to a party from 0 to {parties - 1}, not to {to}")
         with self.recorder.op("reveal"):
             plain = self.runtime.reveal(tensor.share, to=to)
-        return None if plain is None else encoding.decode(plain.numpy(), tensor.places)
+        return None if plain is None else encoding.decode(plain.cpu().numpy(), tensor.places)
 
     def region(self, name: str) -> AbstractContextManager[None]:
         """Name the part of the network that runs inside, for the ledger."""
@@ -65,9 +74,18 @@ class MpcBackend:
     def observe(self, site: str, x: Tensor) -> None:
         """Nothing: no party can see a shared value."""
 
-    def _share(self, array: Any, owner: int, places: int, what: str) -> torch.Tensor:
+    def shared(self, array: Any, owner: int, places: int, what: str) -> torch.Tensor:
+        """This party's share of numbers that ``owner`` holds. No message."""
         if self.runtime.rank == owner:
-            values = encoding.encode(encoding.as_real(array, what), places, what)
+            real = encoding.as_real(array, what)
+            declared = self.runtime.parameters.integer_bits
+            largest = float(np.abs(real).max(initial=0.0))
+            if largest >= 2.0**declared:
+                raise InputError(
+                    f"{what} reaches {largest:.3g}, outside the declared range below {2**declared}; scale it down, or "
+                    f"raise mpc.integer_bits from {declared}"
+                )
+            values = encoding.encode(real, places, what)
         else:
             values = np.broadcast_to(np.int64(0), np.shape(array))
         return self.runtime.share(values, owner=owner)

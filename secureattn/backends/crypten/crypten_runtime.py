@@ -7,74 +7,55 @@ neighbour, made at set-up by the operating system's generator.
 from __future__ import annotations
 
 import time
-from collections.abc import MutableSequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
+from torch.distributed import ReduceOp
 
+from secureattn.backends.crypten import ring
 from secureattn.backends.crypten.communicator import PartyCommunicator, crypten
 from secureattn.backends.crypten.csprng import KEY_BYTES, Csprng, key_to_words, new_key, words_to_key
-from secureattn.backends.crypten.dealer import Dealer, deal_keys
+from secureattn.backends.crypten.dealer import Dealer, ask, deal_keys
 from secureattn.backends.crypten.harmonics import turned_back
 from secureattn.backends.crypten.material import Kind, Request, draw, elements
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.provider import plug_in
 from secureattn.backends.crypten.runtime import Runtime
-from secureattn.backends.crypten.transport import Link, join, leave
+from secureattn.backends.crypten.transport import Mesh
 from secureattn.series import FourierSeries
-
-_primitives: Any = crypten.mpc.primitives
-_Arithmetic: Any = _primitives.ArithmeticSharedTensor
-_ptype: Any = crypten.mpc.ptype
 
 
 class CryptenRuntime(Runtime):
-    """One party. Made by ``connect``; ``finish`` ends the run in good order."""
+    """One party, on its connections; ``finish`` ends the run in good order.
 
-    def __init__(self, parameters: MpcParameters, link: Link, group: Any) -> None:
-        super().__init__(parameters, link.rank)
-        self._link = link
-        with link.exchange():
-            own, self._dealer = self._dealer_key()
-            previous, following = self._neighbour_keys()
+    Shares are on ``device``, "cpu" or "cuda"; parties may differ in it. Agrees on keys first: 32 bytes to the next
+    party, 32 bytes from the dealer, not counted in any operation.
+    """
+
+    def __init__(self, parameters: MpcParameters, mesh: Mesh, *, device: str = "cpu") -> None:
+        super().__init__(parameters, mesh.rank)
+        self.device = ring.device_of(device)
+        self._mesh = mesh
+        own, self._dealer = self._dealer_key()
+        previous, following = self._neighbour_keys()
         self._stream, self._previous, self._following = Csprng(own), Csprng(previous), Csprng(following)
-        self._communicator = PartyCommunicator(group, link, parameters.parties, self.count)
+        self._communicator = PartyCommunicator(mesh, parameters.parties, self.count)
         plug_in(self, self._communicator, previous=self._previous, following=self._following, local=Csprng(new_key()))
 
-    @classmethod
-    def connect(
-        cls,
-        parameters: MpcParameters,
-        *,
-        rank: int,
-        init_method: str,
-        waiting: MutableSequence[int] | None = None,
-    ) -> CryptenRuntime:
-        """Join the other processes at ``init_method`` and agree on keys.
-
-        Cost: 32 bytes to the next party, 32 bytes from the dealer. Not counted in any operation.
-        """
-        link = Link(rank, waiting)
-        with link.exchange():
-            group = join(parameters, rank=rank, init_method=init_method)
-        return cls(parameters, link, group)
-
     def finish(self) -> None:
-        """Wait for all parties, stop the dealer, close the connections."""
-        with self._link.exchange():
-            dist.barrier(group=self._communicator.main_group)
-            if self.rank == 0 and self.parameters.dealer == "ttp":
-                dist.send(Request(Kind.STOP).header(), self.parameters.parties)
+        """Wait for all parties and stop the dealer."""
+        self._communicator.barrier()
+        if self.rank == 0 and self.parameters.dealer == "ttp":
+            ask([Request(Kind.STOP)], self._mesh, self.parameters.parties)
         crypten.communicator.DistributedCommunicator.instance = None
-        leave()
 
     # ---- primitives -----------------------------------------------------------------------------------------
 
     def constant(self, values: npt.NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(np.array(values, dtype=np.int64))  # a copy: torch wants writable memory
+        own = torch.from_numpy(np.array(values, dtype=np.int64))  # a copy: torch wants writable memory
+        return own.to(self.device)
 
     def share(self, values: npt.NDArray[np.int64], *, owner: int) -> torch.Tensor:
         zero = self._zero_share(values.shape)
@@ -85,38 +66,37 @@ class CryptenRuntime(Runtime):
         result = self._communicator.all_reduce(fresh) if to is None else self._communicator.reduce(fresh, to)
         return result if isinstance(result, torch.Tensor) else None
 
-    def _from_first(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        words = values.view(np.int64)
-        agreed: npt.NDArray[np.float64] = (
-            self._exchange(self.constant(words if self.rank == 0 else np.zeros_like(words))).numpy().view(np.float64)
-        )
-        return agreed
+    def from_first(self, values: torch.Tensor) -> torch.Tensor:
+        told: torch.Tensor = self._communicator.broadcast(values, 0)
+        return told
 
-    def _deal(self, request: Request) -> tuple[torch.Tensor, ...]:
-        masks, derived = draw(request, self._stream, derived=self.rank > 0)
-        if self.rank == 0:
-            flat = self._correction(request)
-            parts = torch.split(flat, [elements(shape) for shape in request.derived]) if request.derived else ()
-            derived = [part.reshape(shape) for part, shape in zip(parts, request.derived, strict=True)]
-        return (*masks, *derived)
+    def to_first(self, flat: torch.Tensor) -> torch.Tensor | None:
+        total: torch.Tensor | None = self._communicator.reduce(flat, 0)
+        self.count("openings", flat.numel())
+        return total
 
-    def _exchange(self, flat: torch.Tensor) -> torch.Tensor:
-        opened: torch.Tensor = self._communicator.all_reduce(flat)
+    def exchange(self, flat: torch.Tensor, *, xor: bool = False) -> torch.Tensor:
+        opened: torch.Tensor = self._communicator.all_reduce(flat, op=ReduceOp.BXOR if xor else ReduceOp.SUM)
         return opened
 
-    def _sign_bit(self, share: torch.Tensor) -> torch.Tensor:
-        bits = _primitives.converters.convert(_Arithmetic.from_shares(share, precision=0), _ptype.binary)
-        bits.share = (bits.share >> 63) & 1
-        result: torch.Tensor = _primitives.beaver.B2A_single_bit(bits).share
-        return result
+    def _dealt(self, requests: Sequence[Request]) -> Iterator[tuple[torch.Tensor, ...]]:
+        if self.rank == 0 and self._dealer is None:
+            ask(requests, self._mesh, self.parameters.parties)
+        for request in requests:
+            masks, derived = draw(request, self._stream, self.rank)
+            if self.rank == 0:
+                flat = self._correction(request)
+                parts = torch.split(flat, [elements(shape) for shape in request.derived]) if request.derived else ()
+                derived = [part.reshape(shape) for part, shape in zip(parts, request.derived, strict=True)]
+            yield tuple(part.to(self.device) for part in (*masks, *derived))
 
-    def _multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         start = time.perf_counter()
-        product = torch.matmul(x, y)
+        product = ring.matmul(x, y)
         self.count("macs", product.numel() * x.shape[-1], time.perf_counter() - start)
         return product
 
-    def _turned_back(
+    def turned_back(
         self, opened: torch.Tensor, dealt: torch.Tensor, series: FourierSeries, bits: int, places: int
     ) -> torch.Tensor:
         start = time.perf_counter()
@@ -128,17 +108,16 @@ class CryptenRuntime(Runtime):
 
     def _zero_share(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Shares that add up to zero, from the keys shared with both neighbours; no message."""
-        return self._previous.ring(shape) - self._following.ring(shape)
+        zero = self._previous.ring(shape) - self._following.ring(shape)
+        return zero.to(self.device)
 
     def _correction(self, request: Request) -> torch.Tensor:
         if self._dealer is not None:
             return self._dealer.correction(request)
         start, dealer = time.perf_counter(), self.parameters.parties
         correction = torch.empty(request.correction_bytes // 8, dtype=torch.int64)
-        with self._link.exchange():
-            dist.send(request.header(), dealer)
-            if correction.numel():
-                dist.recv(correction, dealer)
+        if correction.numel():
+            correction = self._mesh.receive(correction, dealer)
         seconds = time.perf_counter() - start
         self.count("dealer_bytes", correction.numel() * correction.element_size(), seconds)
         return correction
@@ -147,23 +126,19 @@ class CryptenRuntime(Runtime):
         """The key shared with the dealer, who is party 0 itself under ``tfp``."""
         parties = self.parameters.parties
         if self.parameters.dealer == "ttp":
-            return _receive_key(parties), None
+            return self._receive_key(parties), None
         if self.rank > 0:
-            return _receive_key(0), None
-        own, others = new_key(), deal_keys(range(1, parties))
+            return self._receive_key(0), None
+        own, others = new_key(), deal_keys(self._mesh, range(1, parties))
         return own, Dealer([own, *(others[rank] for rank in range(1, parties))])
 
     def _neighbour_keys(self) -> tuple[bytes, bytes]:
         """The key from the party before, and the one made for the party after."""
         parties, following = self.parameters.parties, new_key()
-        sent = dist.isend(key_to_words(following), (self.rank + 1) % parties)
-        previous = _receive_key((self.rank - 1) % parties)
-        if sent is not None:
-            sent.wait()
+        self._mesh.deliver(key_to_words(following), (self.rank + 1) % parties)
+        previous = self._receive_key((self.rank - 1) % parties)
+        self._mesh.delivered()
         return previous, following
 
-
-def _receive_key(source: int) -> bytes:
-    words = torch.empty(KEY_BYTES // 8, dtype=torch.int64)
-    dist.recv(words, source)
-    return words_to_key(words)
+    def _receive_key(self, source: int) -> bytes:
+        return words_to_key(self._mesh.receive(torch.empty(KEY_BYTES // 8, dtype=torch.int64), source))

@@ -7,15 +7,17 @@ unencrypted; between machines use a private or encrypted link.
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 
 from secureattn.backends.crypten.csprng import Csprng, key_to_words, new_key
 from secureattn.backends.crypten.material import HEADER_WORDS, Kind, Request, combine, derive, draw, remove
 from secureattn.backends.crypten.parameters import MpcParameters
-from secureattn.backends.crypten.transport import Link, join, leave
+from secureattn.backends.crypten.transport import Mesh
+from secureattn.errors import EngineError
+
+_MOST_REQUESTS = 1 << 20  # at once
 
 
 class Dealer:
@@ -30,43 +32,62 @@ class Dealer:
 
         Cost: expands 8 bytes a mask and party, and makes the product once in plain.
         """
-        drawn = [draw(request, stream, derived=rank > 0) for rank, stream in enumerate(self._streams)]
-        masks = [combine(request, shares) for shares in zip(*(masks for masks, _ in drawn), strict=True)]
+        drawn = [draw(request, stream, rank) for rank, stream in enumerate(self._streams)]
+        shares = zip(*(masks for masks, _ in drawn), strict=True)
+        xor = request.xor
+        masks = [combine(parts, xor=by_xor) for parts, by_xor in zip(shares, xor, strict=False)]
         if request.kind is Kind.FIX:
-            self._kept[request.argument] = masks[0]
+            self._kept[request.argument] = masks[0].t().contiguous()
         values = derive(request, masks, self._kept)
-        for _, shares in drawn[1:]:
-            for value, share in zip(values, shares, strict=True):
-                remove(request, value, share)
+        for _, others in drawn[1:]:
+            for value, share, by_xor in zip(values, others, xor[len(masks) :], strict=True):
+                remove(value, share, xor=by_xor)
         if len(values) == 1:  # may be large: no copy
             return values[0].flatten()
         return torch.cat([value.flatten() for value in values]) if values else torch.empty(0, dtype=torch.int64)
 
 
-def deal_keys(parties: Sequence[int]) -> dict[int, bytes]:
+def deal_keys(mesh: Mesh, parties: Sequence[int]) -> dict[int, bytes]:
     """Make a key for every party and send it to each of ``parties``; 32 bytes a party."""
     keys = {rank: new_key() for rank in parties}
     for rank, key in keys.items():
-        dist.send(key_to_words(key), rank)
+        mesh.deliver(key_to_words(key), rank)
+    mesh.delivered()
     return keys
 
 
-def serve(parameters: MpcParameters, init_method: str, *, waiting: MutableSequence[int] | None = None) -> None:
-    """Be the dealer's process (rank = number of parties): answer the first party until it says stop."""
-    link = Link(parameters.parties, waiting)
-    with link.exchange():
-        join(parameters, rank=parameters.parties, init_method=init_method)
-        keys = deal_keys(range(parameters.parties))
+def serve(parameters: MpcParameters, mesh: Mesh) -> None:
+    """Be the dealer's process (rank = number of parties): answer the first party until it says stop.
+
+    A correction is on its way while the next is made.
+    """
+    keys = deal_keys(mesh, range(parameters.parties))
     dealer = Dealer([keys[rank] for rank in range(parameters.parties)])
-    header = torch.zeros(HEADER_WORDS, dtype=torch.int64)
-    while True:
-        with link.exchange():
-            dist.recv(header, 0)
-        request = Request.parse(header)
-        if request.kind is Kind.STOP:
-            break
+    for request in _requests(mesh):
         correction = dealer.correction(request)
         if correction.numel():
-            with link.exchange():
-                dist.send(correction, 0)
-    leave()
+            mesh.deliver(correction, 0)
+    mesh.delivered()
+
+
+def ask(requests: Sequence[Request], mesh: Mesh, dealer: int) -> None:
+    """Send the dealer so many requests in one message, after one with their number."""
+    mesh.send(torch.tensor([len(requests)]), dealer)
+    mesh.send(torch.stack([request.header() for request in requests]), dealer)
+
+
+def _requests(mesh: Mesh) -> Iterator[Request]:
+    """What the first party asks for, until it says stop."""
+    while True:
+        count = _sensible(int(mesh.receive(torch.zeros(1, dtype=torch.int64), 0)))
+        for header in mesh.receive(torch.zeros((count, HEADER_WORDS), dtype=torch.int64), 0):
+            request = Request.parse(header)
+            if request.kind is Kind.STOP:
+                return
+            yield request
+
+
+def _sensible(count: int) -> int:
+    if not 1 <= count <= _MOST_REQUESTS:
+        raise EngineError("the dealer received a malformed request; all parties must run the same version")
+    return count

@@ -58,3 +58,15 @@ def places_needed(values: Real, fractional_bits: int) -> int:
         return places if not np.array_equal(values, np.rint(values)) else 0
     bits = int(np.bitwise_or.reduce(np.abs(whole).astype(np.int64), axis=None))
     return max(0, places - ((bits & -bits).bit_length() - 1))
+
+
+def bits(size: float) -> int:
+    """The least k, negative for small ones, with ``size ≤ 2^k``."""
+    mantissa, exponent = math.frexp(size)
+    return exponent - 1 if mantissa == 0.5 else exponent
+
+
+def size(values: Real) -> int:
+    """The least k with all magnitudes at most 2^k; 0 where all are 0."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return bits(largest) if largest else 0

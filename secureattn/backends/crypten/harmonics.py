@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 
 import torch
 
+from secureattn.backends.crypten.ring import blocks
 from secureattn.series import FourierSeries, rotations
 
 _BLOCK = 1 << 15  # values at a time: what a harmonic needs stays in the second-level cache
@@ -27,7 +27,7 @@ def of_mask(mask: torch.Tensor, bits: int, harmonics: int, places: int) -> torch
     Error: half a unit in the last of ``places``, and about k·2^-52.
     """
     values = torch.empty((2, harmonics, *mask.shape), dtype=torch.int64)
-    for block in _blocks(mask.numel()):
+    for block in blocks(mask, _BLOCK):
         for k, pair in enumerate(rotations(*angles(mask[block], bits), harmonics)):
             for values_of, value in zip(values, pair, strict=True):
                 values_of[k, block] = _rounded(value * 2.0**places)
@@ -44,7 +44,7 @@ def turned_back(
     need the dealt sines too. Cost: no message, 2·K·n ring multiply-accumulates.
     """
     total, scaled = torch.zeros_like(opened), series.scaled(2.0**places)
-    for block in _blocks(opened.numel()):
+    for block in blocks(opened, _BLOCK):
         turning = rotations(*angles(opened[block], bits), series.harmonics)
         for k, ((a, b), (c, s)) in enumerate(zip(scaled.pairs, turning, strict=True)):
             if a or b:
@@ -63,7 +63,7 @@ def angles(x: torch.Tensor, bits: int) -> Angles:
     """
     width = min(_LEVEL_BITS, bits)
     index = x & ((1 << width) - 1)
-    c, s = (table[index] for table in _table(bits, width))
+    c, s = (table.to(x.device)[index] for table in _table(bits, width))
     if width == bits:
         return c, s
     cosine, sine = angles(x >> width, bits - width)
@@ -92,7 +92,3 @@ def _root(n: int) -> tuple[float, float]:
 
 def _rounded(value: torch.Tensor) -> torch.Tensor:
     return value.round_().to(torch.int64)
-
-
-def _blocks(length: int) -> Iterator[slice]:
-    return (slice(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK))

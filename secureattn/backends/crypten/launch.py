@@ -6,6 +6,7 @@ What an entry is given and what it returns passes through multiprocessing's own 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import tempfile
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from secureattn import errors
+from secureattn.backends.crypten.meeting import BEAT_S, SILENCE_S
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.party import Failure, Finished, Job, Started, run_process
 from secureattn.backends.crypten.transport import world_size
@@ -61,26 +63,29 @@ def run_parties(
     timeout_s: float | None = None,
     progress: Progress | None = None,
     trace: bool = False,
+    device: str = "cpu",
 ) -> list[PartyResult]:
     """Call ``entry(backend, argument)`` in every party, with its own argument, and bring back what they return.
 
     ``entry`` is "module:function", or a function of a module that a new process can import. A party that raises,
     dies or is not done within ``timeout_s`` ends all processes and raises one error: the party's own where it is a
     SecureAttnError, else an EngineError that names the party and the reason. ``progress`` is told, in a few words,
-    when a process starts and ends.
+    when a process starts and ends. ``device``: where shares are, "cpu" or "cuda".
     """
     parameters = parameters or MpcParameters()
     if len(arguments) != parameters.parties:
         raise InputError(f"{parameters.parties} parties need as many arguments, not {len(arguments)}")
     with tempfile.TemporaryDirectory(prefix="secureattn-") as directory:
-        waiting = multiprocessing.get_context("spawn").Array("b", world_size(parameters), lock=False)
+        context = multiprocessing.get_context("spawn")
+        waiting = context.Array("b", world_size(parameters), lock=False)
+        beats = context.Array("d", world_size(parameters), lock=False)
         processes: list[_Process] = []
         try:
             for rank in range(world_size(parameters)):
                 argument = arguments[rank] if rank < parameters.parties else None
-                job = Job(rank, parameters, directory, entry, argument, trace)
-                processes.append(_start(job, waiting))
-            _watch(processes, waiting, timeout_s, progress or (lambda _: None))
+                job = Job(rank, parameters, directory, entry, argument, trace, device)
+                processes.append(_start(job, waiting, beats))
+            _watch(processes, waiting, beats, timeout_s, progress or (lambda _: None))
         finally:
             _end(processes)
     return [
@@ -90,10 +95,10 @@ def run_parties(
     ]
 
 
-def _start(job: Job, waiting: Any) -> _Process:
+def _start(job: Job, waiting: Any, beats: Any) -> _Process:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=run_process, args=(job, sender, waiting), name=job.name, daemon=True)
+    process = context.Process(target=run_process, args=(job, sender, waiting, beats), name=job.name, daemon=True)
     try:
         process.start()
     except Exception as failure:
@@ -104,12 +109,21 @@ def _start(job: Job, waiting: Any) -> _Process:
     return _Process(job.name, process, receiver)
 
 
-def _watch(processes: list[_Process], waiting: Any, timeout_s: float | None, progress: Progress) -> None:
-    """Receive messages until all are finished; raise at the first failure."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+def _watch(processes: list[_Process], waiting: Any, beats: Any, timeout_s: float | None, progress: Progress) -> None:
+    """Receive messages until all are finished; raise at the first failure, or when a process gives no sign of life."""
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     while not all(process.over for process in processes):
-        if not _receive(processes, deadline, progress):
-            raise EngineError(_late(processes, waiting, timeout_s))
+        if not _receive(processes, min(deadline, time.monotonic() + BEAT_S), progress):
+            now = time.monotonic()
+            if now >= deadline:
+                raise EngineError(_late(processes, waiting, timeout_s))
+            hung = [
+                p.name for p, beat in zip(processes, beats, strict=True) if not p.over and 0 < beat < now - SILENCE_S
+            ]
+            if hung:
+                raise EngineError(
+                    f"{' and '.join(hung)} gave no sign of life for {SILENCE_S:g} s; all processes were ended"
+                )
         if any(process.failure for process in processes):
             cause = time.monotonic() + _CAUSE_S
             while _only_links_lost(processes) and _receive(processes, cause, progress):
@@ -117,11 +131,11 @@ def _watch(processes: list[_Process], waiting: Any, timeout_s: float | None, pro
             raise _error(processes)
 
 
-def _receive(processes: list[_Process], deadline: float | None, progress: Progress) -> bool:
+def _receive(processes: list[_Process], deadline: float, progress: Progress) -> bool:
     """Wait for messages and deaths; False where the deadline passed or nothing is left to wait for."""
     open_ones = [process for process in processes if not process.over]
     sources = [source for process in open_ones for source in (process.pipe, process.process.sentinel)]
-    timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+    timeout = max(0.0, deadline - time.monotonic())
     if not sources or not wait(sources, timeout):
         return False
     for process in open_ones:

@@ -3,6 +3,7 @@
 A request expands to *masks*, drawn by every party from the key it shares with the dealer, and *derived* values,
 computed by the dealer from the masks' plain sums. All parties but the first draw their share of a derived value too;
 the first receives what is missing, the correction. So one party receives 8 bytes an element and the others nothing.
+A mask that hides what one party alone holds is drawn by that party alone; it has no part at the others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from secureattn.backends.crypten.bit_tables import BitTables
 from secureattn.backends.crypten.harmonics import of_mask
 from secureattn.errors import EngineError
 
@@ -37,11 +39,12 @@ class Kind(IntEnum):
     INNER = 3  # a, b → Σ a·b over the last axis, kept as 1
     INNER_SQUARE = 4  # a → Σ a² over the last axis, kept as 1
     MATMUL = 5  # a [..,m,k], b [..,k,n] → a·b
-    FIX = 6  # b, kept by the dealer under the argument's number
-    MATMUL_FIXED = 7  # a [m,k] → a·bᵀ with the kept b [n,k]
+    FIX = 6  # b, drawn by party 0 alone and kept by the dealer under the argument's number
+    MATMUL_FIXED = 7  # a [m,k], drawn by all but party 0 → a·bᵀ with the kept b [n,k]
     AND = 8  # a, b → a & b, all XOR shared
     BIT = 9  # a bit, XOR shared → the same bit, additively shared
     TRUNCATE = 10  # r → r >> argument, top bit of r; r as an unsigned number
+    LESS = 12  # r, and masks of bits, XOR shared → tables, XOR shared, and monomials; argument: bits (``bit_tables``)
     SERIES = 11  # δ [n] → cos and sin [2,K,n] of 2πk·δ/2^bits; second shape [2,K], argument by ``series_argument``
 
 
@@ -59,7 +62,26 @@ class Request:
         """Shapes every party expands from its key."""
         if self.kind in (Kind.PRODUCT, Kind.INNER, Kind.MATMUL, Kind.AND):
             return (self.first, self.second)
+        if self.kind is Kind.LESS:
+            return (self.first, self.first)
         return () if self.kind is Kind.STOP else (self.first,)
+
+    def draws(self, rank: int) -> bool:
+        """Whether party ``rank`` has a part in the masks."""
+        if self.kind is Kind.FIX:
+            return rank == 0
+        return self.kind is not Kind.MATMUL_FIXED or rank > 0
+
+    @property
+    def xor(self) -> tuple[bool, ...]:
+        """For each mask and then each derived value: whether it is XOR shared and not additively."""
+        if self.kind is Kind.AND:
+            return (True, True, True)
+        if self.kind is Kind.BIT:
+            return (True, False)
+        if self.kind is Kind.LESS:
+            return (False, True, True, False)
+        return (False,) * (len(self.masks) + len(self.derived))
 
     @property
     def derived(self) -> tuple[Shape, ...]:
@@ -70,6 +92,9 @@ class Request:
             return (self.first, self.first)
         if self.kind is Kind.SERIES:
             return ((*self.second, *self.first),)
+        if self.kind is Kind.LESS:
+            tables = BitTables(self.argument)
+            return (tables.tables, *self.first), (tables.monomials, *self.first)
         if self.kind in (Kind.SQUARE, Kind.BIT):
             return (self.first,)
         if self.kind is Kind.INNER_SQUARE:
@@ -101,7 +126,7 @@ class Request:
 
     def keystream_bytes(self, rank: int) -> int:
         """Bytes of key stream party ``rank`` expands."""
-        masks = sum(elements(shape) for shape in self.masks)
+        masks = sum(elements(shape) for shape in self.masks) if self.draws(rank) else 0
         derived = sum(elements(shape) for shape in self.derived) if rank else 0
         return (1 if self.kind is Kind.BIT else 8) * masks + 8 * derived
 
@@ -127,15 +152,16 @@ class Request:
         return cls(Kind(kind), tuple(axes[:axes_first]), tuple(second), argument)
 
 
-def draw(request: Request, stream: Csprng, *, derived: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """A party's shares of the masks, and of the derived values where it draws those as well."""
+def draw(request: Request, stream: Csprng, rank: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """A party's shares of the masks, 0 where it has no part, and of the derived values where it draws those as well."""
     mask = stream.bits if request.kind is Kind.BIT else stream.ring
-    masks = [mask(shape) for shape in request.masks]
-    return masks, [stream.ring(shape) for shape in request.derived] if derived else []
+    own = request.draws(rank)
+    masks = [mask(shape) if own else torch.zeros((), dtype=torch.int64) for shape in request.masks]
+    return masks, [stream.ring(shape) for shape in request.derived] if rank else []
 
 
 def derive(request: Request, masks: Sequence[torch.Tensor], kept: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
-    """The derived values in plain, from the masks in plain; ``kept`` holds the matrices of FIX."""
+    """The derived values in plain, from the masks in plain; ``kept`` holds the matrices of FIX, transposed."""
     kind = request.kind
     if kind is Kind.FIX:
         return []
@@ -147,9 +173,11 @@ def derive(request: Request, masks: Sequence[torch.Tensor], kept: Mapping[int, t
     if kind is Kind.MATMUL:
         return [torch.matmul(masks[0], masks[1])]
     if kind is Kind.MATMUL_FIXED:
-        return [torch.matmul(masks[0], kept[request.argument].t())]
+        return [torch.matmul(masks[0], kept[request.argument])]
     if kind is Kind.AND:
         return [masks[0] & masks[1]]
+    if kind is Kind.LESS:
+        return list(BitTables(request.argument).deal(masks[0], masks[1]))
     if kind is Kind.SERIES:
         places, bits = divmod(request.argument, _BITS_LIMIT)
         return [of_mask(masks[0], bits, request.second[1], places)]
@@ -157,20 +185,17 @@ def derive(request: Request, masks: Sequence[torch.Tensor], kept: Mapping[int, t
     return [product.sum(-1, keepdim=True) if kind in (Kind.INNER, Kind.INNER_SQUARE) else product]
 
 
-def combine(request: Request, shares: Sequence[torch.Tensor]) -> torch.Tensor:
+def combine(shares: Sequence[torch.Tensor], *, xor: bool) -> torch.Tensor:
     """The plain value of a mask from all its shares."""
     total = shares[0].clone()
     for share in shares[1:]:
-        if request.kind in (Kind.AND, Kind.BIT):
-            total ^= share
-        else:
-            total += share
+        total = total ^ share if xor else total + share
     return total
 
 
-def remove(request: Request, value: torch.Tensor, share: torch.Tensor) -> None:
-    """Take one party's share off a derived value, in place."""
-    if request.kind is Kind.AND:
+def remove(value: torch.Tensor, share: torch.Tensor, *, xor: bool) -> None:
+    """Take another party's share off a derived value, in place."""
+    if xor:
         value ^= share
     else:
         value -= share

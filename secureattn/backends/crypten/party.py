@@ -8,9 +8,9 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ import torch
 
 from secureattn.backends.crypten import dealer
 from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.meeting import BEAT_S, SILENCE_S, Address
 from secureattn.backends.crypten.parameters import MpcParameters
-from secureattn.backends.crypten.transport import LinkLost
+from secureattn.backends.crypten.transport import LinkLost, Mesh, world_size
 from secureattn.errors import InputError, SecureAttnError
 from secureattn.events import Event, Recorder, Span
 
@@ -38,10 +39,11 @@ class Job:
     entry: str | Callable[..., Any]
     argument: Any
     trace: bool
+    device: str = "cpu"
 
     @property
-    def init_method(self) -> str:
-        return (Path(self.directory) / "rendezvous").as_uri()
+    def address(self) -> Address:
+        return Address(file=str(Path(self.directory) / "rendezvous"))
 
     @property
     def name(self) -> str:
@@ -72,11 +74,11 @@ class Failure:
     link_lost: bool
 
 
-def run_process(job: Job, pipe: Connection, waiting: MutableSequence[int]) -> None:
+def run_process(job: Job, pipe: Connection, waiting: MutableSequence[int], beats: MutableSequence[float]) -> None:
     """The body of a process: set up, work, report; whatever goes wrong becomes a Failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
     _end_with_parent(job.directory)
-    _use_loopback()
+    _beat(beats, job.rank)
     warnings.simplefilter("ignore", category=FutureWarning)
     torch.set_num_threads(max(1, _cores() // job.parameters.parties))
     try:
@@ -103,19 +105,24 @@ def resolve(entry: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _work(job: Job, pipe: Connection, waiting: MutableSequence[int]) -> Finished:
-    if job.rank == job.parameters.parties:
-        pipe.send(Started())
-        dealer.serve(job.parameters, job.init_method, waiting=waiting)
-        return Finished(None, [], [])
-    from secureattn.backends.crypten.crypten_runtime import CryptenRuntime  # the dealer needs no CrypTen
-
-    entry, recorder = resolve(job.entry), Recorder(trace=job.trace)
+    store = job.address.store(serve=False, wait_s=SILENCE_S)
+    recorder = Recorder(trace=job.trace)
     with recorder.phase("setup"), recorder.op("connect"):
-        runtime = CryptenRuntime.connect(job.parameters, rank=job.rank, init_method=job.init_method, waiting=waiting)
-    pipe.send(Started())
-    value = entry(MpcBackend(runtime, recorder), job.argument)
-    runtime.finish()
-    return Finished(value, list(recorder.events.values()), recorder.spans)
+        mesh = Mesh.connect(store, rank=job.rank, size=world_size(job.parameters), waiting=waiting)
+    with mesh:
+        if job.rank == job.parameters.parties:
+            pipe.send(Started())
+            dealer.serve(job.parameters, mesh)
+            return Finished(None, [], [])
+        from secureattn.backends.crypten.crypten_runtime import CryptenRuntime  # the dealer needs no CrypTen
+
+        entry = resolve(job.entry)
+        with recorder.phase("setup"), recorder.op("connect"):
+            runtime = CryptenRuntime(job.parameters, mesh, device=job.device)
+        pipe.send(Started())
+        value = entry(MpcBackend(runtime, recorder), job.argument)
+        runtime.finish()
+        return Finished(value, list(recorder.events.values()), recorder.spans)
 
 
 def _send(job: Job, pipe: Connection, outcome: Finished | Failure) -> None:
@@ -150,12 +157,15 @@ def _end_with_parent(directory: str) -> None:
     threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
-def _use_loopback() -> None:
-    """Listen on the loopback interface only: all processes are on this machine."""
-    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
-    loopback = next((name for name in names if name in ("lo", "lo0")), None)
-    if loopback is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = loopback
+def _beat(beats: MutableSequence[float], rank: int) -> None:
+    """Note the time every second, for the parent to see that this process is not hung."""
+
+    def beat() -> None:
+        while True:
+            beats[rank] = time.monotonic()
+            time.sleep(BEAT_S)
+
+    threading.Thread(target=beat, daemon=True).start()
 
 
 def _cores() -> int:

@@ -5,15 +5,15 @@ Needs torch and not CrypTen. Seconds are modelled from the counts by ``UNIT_S``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from secureattn.backends.crypten.material import Kind, Request, elements
+from secureattn.backends.crypten.material import Kind, Request
 from secureattn.backends.crypten.parameters import MpcParameters
-from secureattn.backends.crypten.runtime import Runtime
+from secureattn.backends.crypten.runtime import Asked, Runtime
 from secureattn.series import FourierSeries
 
 UNIT_S = {
@@ -35,15 +35,17 @@ UNIT_S = {
 Measured on [360,16,64] values and 200 squares of 64. ``keystream_bytes`` holds the dealer's expansion of both keys,
 for which party 0 waits; batched products of small matrices are slower than ``macs`` says, by up to 8 times."""
 
-_ADDER_LEVELS = 6  # log2 of 64 bits
-
 
 class NullRuntime(Runtime):
-    """Plans for party ``rank``. ``requests`` notes what the dealer will be asked, in order, for ``prepare``."""
+    """Plans for party ``rank``. ``asked`` notes what the dealer will be asked once matrices are fixed, in order and
+    with the region it is asked in, for ``prepare``; ``ahead`` counts it as one request, as ``prepare`` makes it.
+    """
 
-    def __init__(self, parameters: MpcParameters | None = None, rank: int = 0) -> None:
+    def __init__(self, parameters: MpcParameters | None = None, rank: int = 0, *, ahead: bool = False) -> None:
         super().__init__(parameters or MpcParameters(), rank)
-        self.requests: list[Request] = []
+        self.asked: list[Asked] = []
+        self._as_one = ahead
+        self._quiet = False
 
     def constant(self, values: npt.NDArray[np.int64]) -> torch.Tensor:
         return _meta(values.shape)
@@ -53,63 +55,65 @@ class NullRuntime(Runtime):
 
     def reveal(self, share: torch.Tensor, *, to: int | None) -> torch.Tensor | None:
         if to is None:
-            return torch.zeros(self._exchange(share).shape, dtype=torch.int64)
+            return torch.zeros(self.exchange(share).shape, dtype=torch.int64)
         self.count("rounds", 1)
         self.count("bytes_sent", 0 if self.rank == to else 8 * share.numel())
         return torch.zeros(share.shape, dtype=torch.int64) if self.rank == to else None
 
+    def deal(self, request: Request) -> tuple[torch.Tensor, ...]:
+        """As of any runtime, and noted."""
+        if request.kind is not Kind.FIX:
+            self.asked.append(Asked(self.recorder.path, request))
+            self._quiet = self._as_one
+        try:
+            return super().deal(request)
+        finally:
+            self._quiet = False
+
+    def ask_once(self) -> None:
+        """Count the one request that ``prepare`` makes, where nothing else was counted (``ahead``)."""
+        if self._as_one and self.asked:
+            with self.offline():
+                self.count("dealer_requests", 1)
+
     def count(self, name: str, times: int, seconds: float = 0.0) -> None:
+        if name == "dealer_requests" and self._quiet:
+            return
         super().count(name, times, UNIT_S[name] * times)
 
-    def _from_first(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        self._exchange(_meta(values.shape))
+    def from_first(self, values: torch.Tensor) -> torch.Tensor:
+        self.count("rounds", 1)
+        self.count("bytes_sent", 0 if self.rank else 8 * values.numel() * (self.parameters.parties - 1))
         return values
 
-    def _deal(self, request: Request) -> tuple[torch.Tensor, ...]:
-        self.requests.append(request)
-        if self.rank == 0 and self.parameters.dealer == "ttp":
-            self.count("dealer_bytes", request.correction_bytes)
-        return tuple(_meta(shape) for shape in (*request.masks, *request.derived))
-
-    def _exchange(self, flat: torch.Tensor) -> torch.Tensor:
+    def to_first(self, flat: torch.Tensor) -> torch.Tensor | None:
         self.count("rounds", 1)
         self.count("openings", flat.numel())
-        self.count("bytes_sent", ring_bytes(flat, self.parameters.parties))
+        self.count("bytes_sent", 8 * flat.numel() if self.rank else 0)
+        return None if self.rank else flat
+
+    def exchange(self, flat: torch.Tensor, *, xor: bool = False) -> torch.Tensor:
+        self.count("rounds", 1)
+        self.count("openings", flat.numel())
+        self.count("bytes_sent", flat.numel() * flat.element_size() * (self.parameters.parties - 1))
         return flat
 
-    def _sign_bit(self, share: torch.Tensor) -> torch.Tensor:
-        """Replay CrypTen's circuits: add the parties' shares as binary numbers pairwise, then convert one bit.
+    def _dealt(self, requests: Sequence[Request]) -> Iterator[tuple[torch.Tensor, ...]]:
+        for request in requests:
+            if self.rank == 0 and self.parameters.dealer == "ttp":
+                self.count("dealer_bytes", request.correction_bytes)
+            yield tuple(_meta(shape) for shape in (*request.masks, *request.derived))
 
-        An adder of n numbers is one AND of n and six of 2n elements; P parties' shares take ⌈log2 P⌉ levels of them.
-        """
-        n, left = share.numel(), self.parameters.parties
-        while left > 1:
-            self._and((left // 2 * n,))
-            for _ in range(_ADDER_LEVELS):
-                self._and((2 * (left // 2) * n,))
-            left -= left // 2
-        self.deal(Request(Kind.BIT, tuple(share.shape)))
-        return self._exchange(_meta(share.shape))
-
-    def _and(self, shape: Sequence[int]) -> None:
-        self.deal(Request(Kind.AND, tuple(shape), tuple(shape)))
-        self._exchange(_meta((2 * elements(shape),)))
-
-    def _multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         product = torch.matmul(x, y)
         self.count("macs", product.numel() * x.shape[-1])
         return product
 
-    def _turned_back(
+    def turned_back(
         self, opened: torch.Tensor, dealt: torch.Tensor, series: FourierSeries, bits: int, places: int
     ) -> torch.Tensor:
         self.count("harmonics", opened.numel() * series.harmonics)
         return _meta(opened.shape)
-
-
-def ring_bytes(sent: torch.Tensor, parties: int) -> int:
-    """Bytes a party sends in an all-reduce over a ring: 2·(P-1)/P times the tensor's."""
-    return 2 * sent.numel() * sent.element_size() * (parties - 1) // parties
 
 
 def _meta(shape: Sequence[int]) -> torch.Tensor:

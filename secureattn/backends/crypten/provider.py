@@ -65,6 +65,7 @@ class DealerProvider(_Base):  # type: ignore[misc]
 def plug_in(runtime: Runtime, communicator: Any, *, previous: Csprng, following: Csprng, local: Csprng) -> None:
     """Make CrypTen use our communicator, dealer and streams; ``previous`` and ``following`` make zero sharings."""
     crypten.communicator.DistributedCommunicator.instance = communicator
+    crypten.communicator.DistributedCommunicator.is_initialized = classmethod(lambda cls: cls.instance is not None)
     streams = {"prev": previous, "next": following, "local": local}
     for name, stream in streams.items():
         crypten.generators[name] = {torch.device("cpu"): stream}

@@ -1,32 +1,84 @@
-"""Shared parameters of a model."""
+"""Parameters of a model: the first party's secret, or public."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from secureattn.backends.crypten.runtime import FixedMatrix
+from secureattn.backends.crypten import encoding
+from secureattn.backends.crypten.products import fix, matmul_fixed
+from secureattn.backends.crypten.runtime import MODEL_OWNER
 
 if TYPE_CHECKING:
     from secureattn.backends.crypten.backend import MpcBackend
 
 
 class MpcWeight:
-    """A shared parameter; as a matrix for ``linear`` it is opened against a lasting mask when first used."""
+    """A parameter, known to its owner alone or (``weights = "public"``) to all. Nothing is shared or sent before it is
+    used: as a matrix for ``linear`` it is masked for the others once; anywhere else it is a tensor like any other.
+    """
 
-    def __init__(self, backend: MpcBackend, share: torch.Tensor, places: int) -> None:
+    def __init__(self, backend: MpcBackend, values: npt.NDArray[np.float64]) -> None:
         self.backend = backend
-        self.share = share
-        self.places = places
-        self.shape = tuple(share.shape)
-        self._fixed: FixedMatrix | None = None
+        self.shape = values.shape
+        self._values = values
+        self._share: torch.Tensor | None = None
+        self._matrix: torch.Tensor | None = None
+        self._number: int | None = None
 
     @property
-    def fixed(self) -> FixedMatrix:
-        """The matrix against its mask. Cost: on first use one round opening its elements, in phase "setup"."""
-        if self._fixed is None:
-            recorder = self.backend.recorder
-            with recorder.phase("setup"), recorder.op("fix_weight"):
-                self._fixed = self.backend.runtime.fix(self.share)
-        return self._fixed
+    def public(self) -> bool:
+        """Whether all parties know it."""
+        return self.backend.runtime.parameters.weights == "public"
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """What this party holds: the parameter at whoever knows it, zeros elsewhere."""
+        return self._values
+
+    @property
+    def places(self) -> int:
+        """Binary places of ``share``."""
+        return self.backend.runtime.parameters.fractional_bits
+
+    @property
+    def size(self) -> int:
+        """Its values lie below 2^size."""
+        return self.backend.runtime.parameters.integer_bits
+
+    @property
+    def share(self) -> torch.Tensor:
+        """This party's share of it. No message."""
+        if self._share is None:
+            with self.backend.recorder.op("weight"):
+                self._share = self.backend.shared(self._values, MODEL_OWNER, self.places, "a weight")
+        return self._share
+
+    def applied_to(self, x: torch.Tensor) -> torch.Tensor:
+        """A share of ``x·Wᵀ`` for x's ``[m,k]``, with ``weight_bits`` more places.
+
+        Cost: as ``matmul_fixed``; where public no message, and m·n·k MACs at every party.
+        """
+        self.fix()
+        if self._matrix is not None:
+            return self.backend.runtime.multiply(x, self._matrix)
+        assert self._number is not None
+        return matmul_fixed(self.backend.runtime, x, self._number)
+
+    def fix(self) -> None:
+        """Get ready for ``applied_to``, in phase "setup". Cost: once, as ``products.fix``; where public none."""
+        if self._matrix is not None or self._number is not None:
+            return
+        recorder = self.backend.recorder
+        with recorder.phase("setup"), recorder.op("fix_weight"):
+            if self.public:
+                self._matrix = self._encoded().t().contiguous()
+            else:
+                self._number = fix(self.backend.runtime, self._encoded())
+
+    def _encoded(self) -> torch.Tensor:
+        runtime = self.backend.runtime
+        return runtime.constant(encoding.encode(self._values, runtime.parameters.weight_bits, "a weight"))

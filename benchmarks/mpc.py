@@ -1,0 +1,207 @@
+"""The secret-sharing engine measured: an encoder block beside plain CrypTen, truncations, softmax, the whole test set.
+
+    python benchmarks/mpc.py [--quick] [--json FILE] [--only PART…] [--fresh]
+
+What each part measured is kept in ``out/mpc`` and not measured again, unless ``--fresh``; ``--only`` leaves the other
+parts as they are there. Once all parts are there, writes tables and everything as JSON, raw samples and checks, to
+``benchmarks/results``. Wants a quiet machine with two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mpc_report
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+OUT = Path("out") / "mpc"
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])  # the parties'
+
+SHAPE = {"tokens": 128, "width": 768, "heads": 12, "hidden": 3072}
+QUICK_SHAPE = {"tokens": 16, "width": 64, "heads": 4, "hidden": 256}
+PROTOCOLS = {
+    "accurate-mpc": "softmax",
+    "puma": "softmax",
+    "bolt-gelu": "softmax",
+    "shaft": "softmax",
+    "mpcformer": "quad",
+}
+"""What runs the block, and with which attention; the functions of the first and the last run on plain CrypTen too."""
+
+PEERS = {"default": "softmax", "mpcformer": "quad"}
+KEYS, QUICK_KEYS = [16, 128, 512, 2048], [16, 128]
+PRODUCTS, QUICK_PRODUCTS = 10**8, 10**6
+DIGITS = ("accurate-mpc", "power-softmax-mpc")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every part is told: where it may keep files, whether small versions will do."""
+
+    folder: Path
+    quick: bool
+
+    @property
+    def turns(self) -> int:
+        """Samples of a run, in turn with those of its peers."""
+        return 1 if self.quick else 3
+
+
+# ---- the parts ----------------------------------------------------------------------------------------------
+
+
+def block(setting: Setting) -> dict[str, Any]:
+    """The encoder block under every protocol and on plain CrypTen, in turn."""
+    import mpc_block
+    import mpc_crypten
+    import numpy as np
+
+    shape = QUICK_SHAPE if setting.quick else SHAPE
+    models = {
+        attention: mpc_block.make(setting.folder / f"block-{attention}", attention=attention, **shape)
+        for attention in ("softmax", "quad")
+    }
+    x = mpc_block.inputs(models["softmax"].config)
+    references = {name: mpc_block.references(models[of], name, x) for name, of in PROTOCOLS.items()}
+    exact = {of: mpc_block.exact(models[of], x, quad=of == "quad") for of in models}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in PROTOCOLS}
+    peers: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
+    for turn in range(setting.turns):
+        _tell(f"block: turn {turn + 1} of {setting.turns}")
+        for name, of in PEERS.items():
+            (run,) = mpc_crypten.run(models[of].folder, name, x, turns=1)
+            output = run.pop("output")
+            error = np.abs(output - output.mean(-1, keepdims=True) - exact[of][0]).max()
+            peers[name].append({**run, "max_abs_error": float(error)})
+        for name, of in PROTOCOLS.items():
+            (run,) = mpc_block.run(models[of], name, x, turns=1)
+            runs[name].append(mpc_report.run_of(run, references[name]))
+    plans = {name: mpc_block.planned(models[of], name) for name, of in PROTOCOLS.items()}
+    return {"shape": shape, "runs": runs, "peers": peers, "plans": plans}
+
+
+def truncation(setting: Setting) -> dict[str, Any]:
+    """Products that fill the declared range, truncated exactly and locally: how many are grossly wrong."""
+    import mpc_sampled
+
+    count = QUICK_PRODUCTS if setting.quick else PRODUCTS
+    return {way: mpc_sampled.truncated(count, way) for way in ("exact", "local")}
+
+
+def softmax(setting: Setting) -> dict[str, Any]:
+    """Softmax over rows of several kinds and lengths, here and by CrypTen."""
+    import mpc_crypten
+    import mpc_sampled
+
+    sizes = QUICK_KEYS if setting.quick else KEYS
+    found = mpc_sampled.softmax_errors(sizes)
+    with tempfile.TemporaryDirectory(prefix="secureattn-peer-") as directory:
+        peer = mpc_sampled.peer_softmax_errors(mpc_crypten.parties, Path(directory), sizes)
+    return {"rows": [{**one, "crypten_max_abs_error": error} for one, error in zip(found, peer, strict=True)]}
+
+
+def gelu(setting: Setting) -> dict[str, Any]:
+    """GELU of every protocol on a grid, on shares: the error of formula and fixed point together."""
+    import mpc_sampled
+
+    return {"functions": mpc_sampled.gelu_errors()}
+
+
+def digits(setting: Setting) -> dict[str, Any]:
+    """The shipped model on all its test images in one batch."""
+    from secureattn import load_model, load_protocol, runs
+    from secureattn.plan import make_plan
+
+    found = {}
+    for name in DIGITS[: 1 if setting.quick else None]:
+        model, protocol = load_model("digits-vit"), load_protocol(name)
+        inputs, labels = model.samples(32 if setting.quick else None)
+        plan = make_plan(model, protocol, samples=len(inputs))
+        run = runs.execute(plan, inputs)
+        clear, exact = runs.clear_run(plan, inputs), runs.clear_run(plan, inputs, exact=True)
+        found[name] = mpc_report.digits_of(plan, run, clear.outputs, exact.outputs, labels)
+    return found
+
+
+PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
+    part.__name__: part for part in (block, truncation, softmax, gelu, digits)
+}
+
+
+# ---- all of it ----------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Measure what is missing, then write tables and JSON; 1 if a check fails."""
+    options = _options()
+    folder = OUT / ("quick" if options.quick else "full")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in options.only or PARTS:
+        kept = folder / f"{name}.json"
+        if options.fresh or not kept.exists():
+            _write(kept, measure(name, Setting(folder, options.quick)))
+    parts = {name: json.loads(kept.read_text()) for name in PARTS if (kept := folder / f"{name}.json").exists()}
+    document = mpc_report.document(parts, quick=options.quick)
+    if not options.quick and len(parts) == len(PARTS):
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "mpc.md").write_text(mpc_report.text(document))
+        _write(RESULTS / "mpc.json", document)
+    if options.json:
+        _write(options.json, document)
+    print(mpc_report.text(document))
+    for check in document["checks"]:
+        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['value']} (bar {check['bar']})")
+    return 0 if all(check["ok"] for check in document["checks"]) else 1
+
+
+def measure(name: str, setting: Setting) -> dict[str, Any]:
+    """A part's raw samples, with when and for how long they were taken."""
+    _tell(f"{name} …")
+    began, start = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    found = PARTS[name](setting)
+    seconds = time.perf_counter() - start
+    _tell(f"{name}: {seconds:.0f} s")
+    return {"commit": _commit(), "began": began.isoformat(timespec="seconds"), "part_s": seconds, **found}
+
+
+def _commit() -> str | None:
+    """The revision that is measured, where git knows."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small versions of all parts: two minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is kept")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""``secureattn party``: one party of a run on secret shares, or the dealer, here or on another machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from secureattn.backends.crypten.meeting import Address
+from secureattn.backends.crypten.runtime import CLIENT
+from secureattn.commands import inference
+from secureattn.commands.output import write_json
+from secureattn.deploy.party import Outcome, Seat, check, names
+from secureattn.errors import InputError
+from secureattn.ledger import machine, phase_table, to_json
+from secureattn.nn.model import Model
+from secureattn.protocol import Protocol
+from secureattn.runs import Array
+
+_ROLES = {"owner": 0, "client": CLIENT}
+
+
+def seat_of(
+    protocol: Protocol,
+    rank: str | None,
+    rendezvous: str | None,
+    wait_s: float,
+    environment: Mapping[str, str] = os.environ,
+) -> Seat:
+    """Rank and address as given, or as torchrun says (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    text = rank if rank is not None else environment.get("RANK")
+    if text is None:
+        raise InputError("which party is this? give --rank, or start it with torchrun")
+    roles = {**_ROLES, "dealer": protocol.mpc.parties}
+    if text not in roles and not text.isdecimal():
+        raise InputError(f"a rank is a number, or one of {', '.join(roles)}, not {text!r}")
+    chosen = roles[text] if text in roles else int(text)
+    launched = rank is None and "WORLD_SIZE" in environment
+    check(protocol, chosen, int(environment["WORLD_SIZE"]) if launched else None)
+    if rendezvous is not None:
+        return Seat(chosen, Address.parse(rendezvous), wait_s)
+    if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+        raise InputError("where do the parties meet? give --rendezvous HOST:PORT, or start them with torchrun")
+    address = Address.parse(f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}")
+    agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Seat(chosen, Address(address.host, address.port, launched=agent), wait_s)
+
+
+def inputs_of(model: Model, seat: Seat, file: Path | None, output: Path | None) -> Array | None:
+    """The client's inputs; anybody else who names files, and a client who doesn't, is refused."""
+    if seat.rank != CLIENT:
+        if file is not None or output is not None:
+            raise InputError("the client alone (--rank client) reads an input and writes an output")
+        return None
+    if file is None or output is None:
+        raise InputError("the client needs --input FILE and --output FILE")
+    inference.check_output(output)
+    return model.check(inference.read_inputs(file))
+
+
+def show(outcome: Outcome, protocol: Protocol, console: Console) -> None:
+    """Print what this process did and cost, and who is trusted."""
+    console.print(f"[bold]{outcome.name}[/bold]: {outcome.samples} inputs, done")
+    if outcome.ledger is not None:
+        console.print(phase_table(outcome.ledger))
+    console.print(f"trust: {protocol.trust}")
+    console.print("links between the processes are not encrypted: use a private network or a tunnel")
+
+
+def write(outcome: Outcome, protocol: Protocol, output: Path | None, json_file: Path | None) -> dict[str, Any]:
+    """The scores, and this party's own profile as JSON."""
+    if outcome.scores is not None and output is not None:
+        inference.write_outputs(output, outcome.scores)
+    document = {
+        "schema": 1,
+        "party": outcome.name,
+        "processes": names(protocol),
+        "protocol": protocol.name,
+        "samples": outcome.samples,
+        "trust": protocol.trust,
+        "machine": machine(),
+        **(to_json(outcome.ledger) if outcome.ledger is not None else {}),
+    }
+    if json_file is not None:
+        write_json(json_file, document)
+    return document

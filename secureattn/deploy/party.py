@@ -1,0 +1,152 @@
+"""One process of a run on secret shares, started by itself: the model's owner, the client, another party, the dealer.
+
+The processes meet at the first party's address, tell each other what they run, and refuse to go on unless it is the
+same. Then each does its part; the model's owner alone reads the weights, the client alone the input and the result.
+A process that dies, hangs or fails ends all others, each with one line that says why. What the parties send each other
+is masked, but the connections are not encrypted and nobody proves who they are: use a private network or a tunnel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from secureattn import __version__
+from secureattn.backends.crypten import dealer
+from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.meeting import Address, Meeting, Pulse
+from secureattn.backends.crypten.ring import device_of
+from secureattn.backends.crypten.runtime import CLIENT
+from secureattn.backends.crypten.transport import LinkLost, Mesh, world_size
+from secureattn.errors import EngineError, InputError, SecureAttnError
+from secureattn.events import Recorder
+from secureattn.ledger import Ledger, Party
+from secureattn.nn.model import Model
+from secureattn.plan import party_name
+from secureattn.protocol import Protocol
+from secureattn.runs.mpc import party
+from secureattn.runs.result import Array
+
+WAIT_S = 60.0
+DEALER = "dealer"
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which process of a run this is, and where all meet."""
+
+    rank: int
+    address: Address
+    wait_s: float = WAIT_S
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one process brings back: class scores ``[N,C]`` at the client, and its own ledger (none at the dealer)."""
+
+    name: str
+    samples: int
+    scores: Array | None
+    ledger: Ledger | None
+
+
+def names(protocol: Protocol) -> list[str]:
+    """What the processes are called, by rank."""
+    parties = [party_name(rank) for rank in range(protocol.mpc.parties)]
+    return [*parties, DEALER] if protocol.mpc.dealer == "ttp" else parties
+
+
+def check(protocol: Protocol, rank: int, processes: int | None = None) -> None:
+    """Refuse a rank that the protocol has no place for, and a launcher's other number of processes."""
+    if protocol.engine != "crypten":
+        raise InputError(f"protocol {protocol.name} runs on {protocol.engine}, parties run on crypten")
+    size = world_size(protocol.mpc)
+    who = f"protocol {protocol.name} is for {size} processes ({', '.join(names(protocol))})"
+    if processes is not None and processes != size:
+        raise InputError(f"{who}, not for {processes}")
+    if not 0 <= rank < size:
+        raise InputError(f"{who}, with ranks from 0 to {size - 1}, not {rank}")
+
+
+def take_part(
+    model: Model,
+    protocol: Protocol,
+    seat: Seat,
+    inputs: Array | None = None,
+    *,
+    device: str = "cpu",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Do one process's part of a run. ``inputs`` are the client's ``[N,S,F]``, None at all others.
+
+    ``tell`` gets the one line of a process that must end because another hangs; it then ends at once, with status 1.
+    """
+    check(protocol, seat.rank)
+    if (inputs is not None) != (seat.rank == CLIENT):
+        raise InputError("the client, and nobody else, gives inputs")
+    device_of(device)
+    protocol.realisations(model)  # what cannot be served is refused before anybody waits
+    own = {"samples": len(inputs)} if inputs is not None else {}
+    host, called = _own_address(seat.address), names(protocol)
+    meeting = Meeting(seat.address, seat.rank, called, wait_s=seat.wait_s)
+    try:
+        told = meeting.agree(_facts(model, protocol), own)
+        with Pulse(meeting, tell):
+            outcome = _work(model, protocol, meeting, host, int(told[CLIENT]["samples"]), inputs, device)
+            meeting.over()
+        return outcome
+    except LinkLost as lost:
+        raise EngineError(meeting.cause() or f"{called[seat.rank]}: {lost}") from lost
+    except BaseException as failure:
+        reason = str(failure) if isinstance(failure, SecureAttnError) else f"{type(failure).__name__}: {failure}"
+        meeting.failed(f"{called[seat.rank]} ended: {' '.join(reason.split())}")
+        raise
+
+
+def _work(
+    model: Model, protocol: Protocol, meeting: Meeting, host: str, samples: int, inputs: Array | None, device: str
+) -> Outcome:
+    rank, name = meeting.rank, meeting.names[meeting.rank]
+    size, recorder = world_size(protocol.mpc), Recorder()
+    with recorder.phase("setup"), recorder.op("connect"):
+        mesh = Mesh.connect(meeting.store, rank=rank, size=size, host=host, wait_s=meeting.wait_s)
+    with mesh:
+        if rank == protocol.mpc.parties:
+            dealer.serve(protocol.mpc, mesh)
+            return Outcome(name, samples, None, None)
+        from secureattn.backends.crypten.crypten_runtime import CryptenRuntime  # the dealer needs no CrypTen
+
+        with recorder.phase("setup"), recorder.op("connect"):
+            runtime = CryptenRuntime(protocol.mpc, mesh, device=device)
+        scores = party(MpcBackend(runtime, recorder), (model, protocol, samples, inputs))
+        runtime.finish()
+    title = f"{model.config.name} · {protocol.name}"
+    ledger = Ledger(title, "crypten", (Party.of(name, recorder),), measured=True)
+    return Outcome(name, samples, None if scores is None else scores[:, 0], ledger)
+
+
+def _facts(model: Model, protocol: Protocol) -> dict[str, str]:
+    """What all processes must have in common; the weights are the owner's own business."""
+    served = (protocol.functions, protocol.sites, protocol.softmax, asdict(protocol.mpc))
+    described = {
+        "protocol": (protocol.name, json.dumps(served, sort_keys=True, default=dict)),
+        "model": (model.config.name, model.config.to_json() + model.ranges.to_json()),
+    }
+    hashes = {
+        what: f"{name} ({hashlib.sha256(text.encode()).hexdigest()[:12]})" for what, (name, text) in described.items()
+    }
+    return {"secureattn": __version__, **hashes}
+
+
+def _own_address(address: Address) -> str:
+    """This machine's address on the way to where all meet: it listens there and nowhere else."""
+    try:
+        (family, kind, _, _, where), *_ = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as failure:
+        raise EngineError(f"{address.shown} cannot be reached: {failure}") from failure
