@@ -213,9 +213,9 @@ def _block_table(part: Part) -> str:
     head = (
         f"An encoder block of {shape['tokens']} tokens × {shape['width']}, {shape['heads']} heads, FFN "
         f"{shape['hidden']}, private random weights, two parties and a dealer on this machine; medians of runs in "
-        "turn. Errors are the largest of the block's outputs against float64 with the true functions (with quadratic "
-        "GELU and attention for mpcformer). Bytes are those of the party that sends most; modelled times are computing "
-        "and messages together."
+        "turn, each after one to warm up. Errors are the largest of the block's outputs against float64 with the true "
+        "functions (with quadratic GELU and attention for mpcformer). Bytes are those of the party that sends most; "
+        "modelled times are computing and messages together."
     )
     rows = [
         "| functions | engine | online | with dealer | rounds | bytes | dealer | max error | LAN | WAN |",

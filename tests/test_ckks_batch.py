@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, eight_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Bound, Encryption, as_planned, counts, fitted, planned, seal_agrees
@@ -168,7 +168,7 @@ def powers(x: np.ndarray) -> np.ndarray:
 
 def shifted(x: np.ndarray) -> np.ndarray:
     s = scores(x)
-    e = clear(EXP)(s - s.mean(-1, keepdims=True))
+    e = clear(EXP)(s - s.sum(-1, keepdims=True) * eight_bits(1 / s.shape[-1]))
     return e * (e.sum(-1, keepdims=True) / x.shape[1])
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, eight_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import PROGRAMS, REFRESH_POINT, Bound, clear, counts, fitted
@@ -248,14 +248,18 @@ def row_mean(x: Array) -> Array:
 
 def run_softmax(c: Shapes, x: Any, y: Any) -> Any:
     made = softmax(
-        c.run_scores(x, y), exp=lambda t: t.polynomial(EXP), reciprocal=lambda t: t * (1 / c.tokens), mask=c.square
+        c.run_scores(x, y), exp=lambda t: t.polynomial(EXP), reciprocal=lambda t: t * (1 / c.tokens), mask=c.square > 0
     )
     return made.weights().mix(c.heads_of(y)).merge_heads()
 
 
 def softmax_of(c: Shapes) -> Array:
-    e = clear(EXP)(c.scores() - row_mean(c.scores())) * c.square
-    return c.merged((e * row_mean(e)) @ c.by_head(c.y))
+    shown = (c.square > 0) * 1.0
+    visible = np.maximum(shown.sum(-1, keepdims=True), 1.0)
+    shift = (c.scores() * shown).sum(-1, keepdims=True) * eight_bits(1 / visible)
+    e = clear(EXP)((c.scores() - shift) * shown) * shown * 2.0 ** -np.ceil(np.log2(visible))
+    total = e.sum(-1, keepdims=True) + 1 - shown.max(-1, keepdims=True)
+    return c.merged((e * total / c.tokens) @ c.by_head(c.y))
 
 
 def run_power(c: Shapes, x: Any, y: Any) -> Any:

@@ -262,7 +262,8 @@ def test_local_truncation_is_planned_with_its_gross_errors() -> None:
     assert exact is not None
     assert exact.gross_errors is None
     assert local.gross_errors is not None
-    assert local.largest == max(model("digits-vit").ranges.bounds.values())
+    of = model("digits-vit")
+    assert local.largest == of.config.width * of.ranges.domains["layer.0/ffn/norm"][1]  # a sum of squares
     about = local.recorders[0].total("truncations") * local.largest * 2.0 ** (32 - 63)
     assert about / 4 < local.gross_errors < 4 * about
 
@@ -422,14 +423,17 @@ def test_bounds_too_large_to_hide_are_not_refreshed(own_model: Callable[..., Mod
 
 def test_values_beyond_the_declared_range_of_shares_are_refused(own_model: Callable[..., Model]) -> None:
     def edit(ranges: dict[str, Any]) -> None:
-        ranges["bounds"]["layer.0/ffn/input"] = 5000.0
+        ranges["sites"]["layer.0/attention/normaliser"]["domain"][1] = 5000.0
 
-    own = own_model(edit)
-    message = refused(PlanError, lambda: make_plan(own, protocol("power-softmax-mpc"), samples=4))
-    assert "values reach 5e+03 at layer.0/ffn/input" in message
-    assert "declares less than 4096 (mpc.integer_bits = 12); set it to 13" in message
-    wider = replace(protocol("power-softmax-mpc").mpc, integer_bits=13)
-    assert make_plan(own, replace(protocol("power-softmax-mpc"), mpc=wider), samples=4).mpc is not None
+    own, given = own_model(edit), protocol("accurate-mpc")
+    message = refused(PlanError, lambda: make_plan(own, given, samples=4))
+    assert message == (
+        "values reach 5e+03 at layer.0/attention/normaliser, and protocol accurate-mpc declares less than 4096 "
+        "(mpc.integer_bits = 12); set it to 13"
+    )
+    wider = make_plan(own, replace(given, mpc=replace(given.mpc, integer_bits=13)), samples=4).mpc
+    assert wider is not None
+    assert wider.largest == 5000.0
 
 
 def test_nothing_to_refresh_safely_is_refused(own_model: Callable[..., Model]) -> None:

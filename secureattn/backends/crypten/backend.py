@@ -80,7 +80,7 @@ class MpcBackend:
             real = encoding.as_real(array, what)
             declared = self.runtime.parameters.integer_bits
             largest = float(np.abs(real).max(initial=0.0))
-            if largest >= 2.0**declared:
+            if largest > 2.0**declared:
                 raise InputError(
                     f"{what} reaches {largest:.3g}, outside the declared range below {2**declared}; scale it down, or "
                     f"raise mpc.integer_bits from {declared}"

@@ -141,7 +141,8 @@ class MpcTensor(Tensor):
             if self._is_shared(other):
                 x, y, size = scaling.for_product(self, self._tensor(other))
                 (product,) = products.products(self._runtime, [(x.share, y.share)])
-                return self._finished(product, x.places + y.places, size)
+                fine = max(0 if y.places else x.fine, 0 if x.places else y.fine)  # whole numbers lose nothing
+                return self._finished(product, x.places + y.places, size, fine)
             return self._times(encoding.as_real(self._values(other), "a factor"))
 
     def square(self) -> MpcTensor:
