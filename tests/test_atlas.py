@@ -26,6 +26,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_bar_and_is_met(document: dict[str, Any]) -> None:
     assert document["checks"]
     for check in document["checks"]:
@@ -33,6 +34,7 @@ def test_every_figure_has_a_bar_and_is_met(document: dict[str, Any]) -> None:
         assert check["ok"] is True, check
 
 
+@pytest.mark.slow
 def test_lines_follow_from_the_rows(document: dict[str, Any]) -> None:
     rows = {row["variant"]: row["engines"] for row in document["runs"]}
     assert {"scaled", "linear", "power_softmax", "nalaformer"} == set(rows)
@@ -50,6 +52,7 @@ def test_lines_follow_from_the_rows(document: dict[str, Any]) -> None:
             assert ckks["encryption_error"] < 1e-4
 
 
+@pytest.mark.slow
 def test_a_figure_that_falls_short_stays(monkeypatch: pytest.MonkeyPatch, document: dict[str, Any]) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import atlas_report

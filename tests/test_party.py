@@ -355,6 +355,7 @@ def wait_for_all(port: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @needs_crypten
 def test_another_model_is_refused_by_all(inputs: Path, tmp_path: Path) -> None:
     lines = commands(f"127.0.0.1:{free_port()}", inputs, tmp_path)
