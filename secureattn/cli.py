@@ -300,7 +300,7 @@ def _party(options: Options) -> None:
     inputs = parties.inputs_of(model, seat, options.input, options.output)
     runs.require(protocol.engine)
     outcome = take_part(model, protocol, seat, inputs, device=options.device, tell=_fail)
-    parties.write(outcome, protocol, options.output, options.json)
+    parties.write(outcome, protocol, options.output, options.json if inputs is not None or not seat.launched else None)
     parties.show(outcome, protocol, output.stdout())
 
 

@@ -24,7 +24,7 @@ import wire
 from secureattn import load_model, load_protocol, make_plan
 from secureattn.backends.crypten.meeting import SILENCE_S, Address, Meeting
 from secureattn.backends.crypten.transport import LinkLost, Mesh
-from secureattn.commands.parties import seat_of
+from secureattn.commands.parties import inputs_of, seat_of
 from secureattn.errors import EngineError, InputError
 from secureattn.ledger import Network
 
@@ -264,6 +264,20 @@ def test_a_seat_is_given_or_taken_from_torchrun() -> None:
 def test_a_seat_that_does_not_exist_is_refused(given: dict[str, str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         seat(**given)
+
+
+def test_files_are_the_clients_unless_all_are_launched_at_once(tmp_path: Path) -> None:
+    model, file, output = load_model(MODEL), tmp_path / "x.npy", tmp_path / "y.npy"
+    np.save(file, model.samples(2)[0])
+    torchrun = {"WORLD_SIZE": "3", "MASTER_ADDR": "h", "MASTER_PORT": "5"}
+    assert inputs_of(model, seat(RANK="2", **torchrun), file, output) is None
+    given = inputs_of(model, seat(RANK="1", **torchrun), file, output)
+    assert given is not None
+    assert given.shape[0] == 2
+    with pytest.raises(InputError, match="the client alone"):
+        inputs_of(model, seat("owner", "h:5"), file, output)
+    with pytest.raises(InputError, match="the client needs --input FILE"):
+        inputs_of(model, seat("client", "h:5"), None, output)
 
 
 @pytest.fixture(scope="module")

@@ -41,18 +41,18 @@ def seat_of(
     launched = rank is None and "WORLD_SIZE" in environment
     check(protocol, chosen, int(environment["WORLD_SIZE"]) if launched else None)
     if rendezvous is not None:
-        return Seat(chosen, Address.parse(rendezvous), wait_s)
+        return Seat(chosen, Address.parse(rendezvous), wait_s, launched)
     if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
         raise InputError("where do the parties meet? give --rendezvous HOST:PORT, or start them with torchrun")
     address = Address.parse(f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}")
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Seat(chosen, Address(address.host, address.port, launched=agent), wait_s)
+    return Seat(chosen, Address(address.host, address.port, launched=agent), wait_s, launched)
 
 
 def inputs_of(model: Model, seat: Seat, file: Path | None, output: Path | None) -> Array | None:
-    """The client's inputs; anybody else who names files, and a client who doesn't, is refused."""
+    """The client's inputs; a client without files is refused, and others with them unless all were launched at once."""
     if seat.rank != CLIENT:
-        if file is not None or output is not None:
+        if not seat.launched and (file is not None or output is not None):
             raise InputError("the client alone (--rank client) reads an input and writes an output")
         return None
     if file is None or output is None:

@@ -36,11 +36,12 @@ DEALER = "dealer"
 
 @dataclass(frozen=True)
 class Seat:
-    """Which process of a run this is, and where all meet."""
+    """Which process of a run this is, and where all meet; ``launched`` by torchrun, which tells all the same."""
 
     rank: int
     address: Address
     wait_s: float = WAIT_S
+    launched: bool = False
 
 
 @dataclass(frozen=True)
