@@ -70,11 +70,16 @@ def show(outcome: Outcome, protocol: Protocol, console: Console) -> None:
     console.print("links between the processes are not encrypted: use a private network or a tunnel")
 
 
-def write(outcome: Outcome, protocol: Protocol, output: Path | None, json_file: Path | None) -> dict[str, Any]:
+def write(outcome: Outcome, protocol: Protocol, output: Path | None, json_file: Path | None) -> None:
     """The scores, and this party's own profile as JSON."""
     if outcome.scores is not None and output is not None:
         inference.write_outputs(output, outcome.scores)
-    document = {
+    if json_file is not None:
+        write_json(json_file, _document(outcome, protocol))
+
+
+def _document(outcome: Outcome, protocol: Protocol) -> dict[str, Any]:
+    return {
         "schema": 1,
         "party": outcome.name,
         "processes": names(protocol),
@@ -84,6 +89,3 @@ def write(outcome: Outcome, protocol: Protocol, output: Path | None, json_file: 
         "machine": machine(),
         **(to_json(outcome.ledger) if outcome.ledger is not None else {}),
     }
-    if json_file is not None:
-        write_json(json_file, document)
-    return document

@@ -44,8 +44,8 @@ class Kind(IntEnum):
     AND = 8  # a, b → a & b, all XOR shared
     BIT = 9  # a bit, XOR shared → the same bit, additively shared
     TRUNCATE = 10  # r → r >> argument, top bit of r; r as an unsigned number
-    LESS = 12  # r, and masks of bits, XOR shared → tables, XOR shared, and monomials; argument: bits (``bit_tables``)
     SERIES = 11  # δ [n] → cos and sin [2,K,n] of 2πk·δ/2^bits; second shape [2,K], argument by ``series_argument``
+    LESS = 12  # r, and masks of bits, XOR shared → tables, XOR shared, and monomials; argument: bits (``bit_tables``)
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ class MpcTensor(Tensor):
         """A Fourier series of every element with K harmonics and Σ|c| = W, in one opening; x is not truncated before.
 
         **Domain** that of the series; outside it a wrong value, never a gross one but by the linear term.
-        **Error** from rounding, typically: u at most half a unit of ``fractional_bits``, or two where the result has no
+        **Error** from rounding, typically: at most half a unit of ``fractional_bits``, or three where the result has no
         more places than a product (see ``_series_places``); x itself is read to 2^-32 of the period, to the last place
         where the period has more than 32 bits at ``fractional_bits`` + 4.
         Cost: one round, 4·|x| bytes (8·|x| for such a period) and 16·K·|x| dealer bytes; before the first use of a
