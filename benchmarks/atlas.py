@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import atlas_report
+import measuring
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = Path("out") / "atlas"
@@ -61,20 +62,18 @@ def main() -> int:
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "atlas.md").write_text(atlas_report.table(document))
-        _write(RESULTS / "atlas.json", document)
+        measuring.write(RESULTS / "atlas.json", document)
     if options.json:
-        _write(options.json, document)
+        measuring.write(options.json, document)
     print(atlas_report.table(document))
-    for check in document["checks"]:
-        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['value']} (bar {check['bar']})")
-    return 0 if all(check["ok"] for check in document["checks"]) else 1
+    return measuring.verdict(document)
 
 
 def spent(folder: Path, seconds: float) -> float:
     """Seconds of this call and of those before it whose rows it kept."""
     kept = folder / "seconds.json"
     total = seconds + (json.loads(kept.read_text()) if kept.exists() else 0.0)
-    _write(kept, total)
+    measuring.write(kept, total)
     return total
 
 
@@ -112,7 +111,7 @@ def job(variant: str, seed: int, budget: Budget, folder: Path) -> list[dict[str,
         for engine in PROTOCOLS:
             row["engines"][engine] = _attempt(lambda engine=engine, way=way: _run(model, way.name, engine, budget))
         rows.append(row)
-    _write(kept, rows)
+    measuring.write(kept, rows)
     return rows
 
 
@@ -197,10 +196,6 @@ def _trained(quick: bool) -> list[str]:
 
     names = [variant.name for variant in VARIANTS.values() if variant.same_as is None]
     return [name for name in names if name in QUICK_VARIANTS] if quick else names
-
-
-def _write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def _options() -> argparse.Namespace:

@@ -10,11 +10,9 @@ to ``benchmarks/results``. Wants a quiet machine.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 import ckks_growth
 import ckks_report
 from ckks_runs import ONESHOT_PROTOCOL, REFRESH_PROTOCOL, Job, apart, encrypted, planned, side_by_side
+from measuring import measured, tell, verdict, write
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OUT = Path("out") / "ckks"
@@ -71,7 +70,7 @@ class Setting:
         """Measure what primitives cost now, on all rings unless some are named: other machines share this one's memory
         and make it slower or faster within minutes, which is no error of a prediction. The rates among them.
         """
-        _tell("calibrating …")
+        tell("calibrating …")
         found: dict[str, float] = apart(_calibrated, self.costs, rings)["result"]
         return found
 
@@ -122,7 +121,7 @@ def digits(setting: Setting) -> dict[str, Any]:
     job = setting.job("digits-vit", REFRESH_PROTOCOL, IMAGES)
     watched, runs, at_once = apart(encrypted, job, watched=True), [], []
     for turn in range(TURNS):
-        _tell(f"digits: turn {turn + 1} of {TURNS}")
+        tell(f"digits: turn {turn + 1} of {TURNS}")
         setting.calibrate(1 << 14)
         runs += [setting.timed(replace(job, workers=workers)) for workers in dict.fromkeys((1, setting.workers))]
         if setting.workers > 1:
@@ -281,38 +280,15 @@ def main() -> int:
     for name in wanted:
         kept = folder / f"{name}.json"
         if options.fresh or not kept.exists():
-            _write(kept, measure(name, setting))
+            write(kept, measured(name, lambda part=PARTS[name]: {"workers": setting.workers, **part(setting)}))
     parts = {name: json.loads(kept.read_text()) for name in names if (kept := folder / f"{name}.json").exists()}
     document = ckks_report.document(parts, quick=options.quick)
     if not options.quick and len(parts) == len(names):
         publish(document)
     if options.json:
-        _write(options.json, document)
+        write(options.json, document)
     print(ckks_report.text(document))
-    for check in document["checks"]:
-        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['value']} (bar {check['bar']})")
-    return 0 if all(check["ok"] for check in document["checks"]) else 1
-
-
-def measure(name: str, setting: Setting) -> dict[str, Any]:
-    """A part's raw samples, with when and for how long they were taken."""
-    _tell(f"{name} …")
-    began, start = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    found = PARTS[name](setting)
-    seconds = time.perf_counter() - start
-    _tell(f"{name}: {seconds:.0f} s")
-    about = {"commit": _commit(), "began": began.isoformat(timespec="seconds"), "part_s": seconds}
-    return {**about, "workers": setting.workers, **found}
-
-
-def _commit() -> str | None:
-    """The revision that is measured, where git knows."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    return verdict(document)
 
 
 def publish(document: Mapping[str, Any]) -> None:
@@ -320,15 +296,7 @@ def publish(document: Mapping[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "ckks.md").write_text(ckks_report.text(document))
     ckks_growth.draw(document["parts"]["growth"], RESULTS / "ckks_growth.png")
-    _write(RESULTS / "ckks.json", document)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write(RESULTS / "ckks.json", document)
 
 
 def _options() -> argparse.Namespace:

@@ -10,19 +10,17 @@ parts as they are there. Once all parts are there, writes tables and everything 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mpc_report
+from measuring import measured, tell, verdict, write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -82,7 +80,7 @@ def block(setting: Setting) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in PROTOCOLS}
     peers: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
     for turn in range(setting.turns):
-        _tell(f"block: turn {turn + 1} of {setting.turns}")
+        tell(f"block: turn {turn + 1} of {setting.turns}")
         for name, of in PEERS.items():
             *_, run = mpc_crypten.run(models[of].folder, name, x, turns=WARM)
             output = run.pop("output")
@@ -154,47 +152,17 @@ def main() -> int:
     for name in options.only or PARTS:
         kept = folder / f"{name}.json"
         if options.fresh or not kept.exists():
-            _write(kept, measure(name, Setting(folder, options.quick)))
+            write(kept, measured(name, lambda part=PARTS[name]: part(Setting(folder, options.quick))))
     parts = {name: json.loads(kept.read_text()) for name in PARTS if (kept := folder / f"{name}.json").exists()}
     document = mpc_report.document(parts, quick=options.quick)
     if not options.quick and len(parts) == len(PARTS):
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "mpc.md").write_text(mpc_report.text(document))
-        _write(RESULTS / "mpc.json", document)
+        write(RESULTS / "mpc.json", document)
     if options.json:
-        _write(options.json, document)
+        write(options.json, document)
     print(mpc_report.text(document))
-    for check in document["checks"]:
-        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['value']} (bar {check['bar']})")
-    return 0 if all(check["ok"] for check in document["checks"]) else 1
-
-
-def measure(name: str, setting: Setting) -> dict[str, Any]:
-    """A part's raw samples, with when and for how long they were taken."""
-    _tell(f"{name} …")
-    began, start = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    found = PARTS[name](setting)
-    seconds = time.perf_counter() - start
-    _tell(f"{name}: {seconds:.0f} s")
-    return {"commit": _commit(), "began": began.isoformat(timespec="seconds"), "part_s": seconds, **found}
-
-
-def _commit() -> str | None:
-    """The revision that is measured, where git knows."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    return verdict(document)
 
 
 def _options() -> argparse.Namespace:
