@@ -134,6 +134,30 @@ def test_a_matrix_is_fixed_at_once_and_a_weight_when_used() -> None:
     assert Kind.FIX not in {asked.request.kind for asked in noted(b)}
 
 
+def test_comparisons_with_several_truncate_their_operand_once() -> None:
+    b = planner()
+    x = b.input(np.zeros(10)).square()
+    x.less_each([-1.0, 0.5, 2.0])
+    assert totals(b, "truncations", "comparisons") == (10, 30)
+    x * x.less(0.25)
+    assert totals(b, "truncations") == (10,)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "places"),
+    [
+        (MpcParameters(fractional_bits=12), 18),
+        (MpcParameters(), 22),
+        (MpcParameters(fractional_bits=20), 26),
+        (MpcParameters(fractional_bits=24), 26),
+        (MpcParameters(truncation="local"), 16),
+    ],
+)
+def test_a_public_factor_has_six_bits_more_where_there_is_room(parameters: MpcParameters, places: int) -> None:
+    product = planner(parameters).input(np.zeros(3)) * (2 / 3)
+    assert product.places == parameters.fractional_bits + places
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_public_weights_cost_no_message(rank: int) -> None:
     b = planner(MpcParameters(weights="public"), rank)

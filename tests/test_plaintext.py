@@ -200,3 +200,10 @@ def test_operations_are_recorded_where_they_ran() -> None:
     calls = {(region, op): event.calls for (region, op, _), event in recorder.events.items()}
     assert calls[("embed", "multiply")] == 2
     assert calls[("embed", "add")] == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_array_that_may_not_be_written_is_a_factor() -> None:
+    factor = np.ones(6)
+    factor.setflags(write=False)
+    assert np.array_equal(BACKEND.reveal(BACKEND.input(TOKENS) * factor), TOKENS)

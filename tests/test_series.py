@@ -343,6 +343,16 @@ def test_heavy_series_keep_within_the_ring(places: int, factor: int, dealt: int)
     assert_rounded(run, f, x, places)
 
 
+@pytest.mark.parametrize("places", [16, 25])
+def test_a_constant_beyond_the_ring_that_harmonics_cancel(places: int) -> None:
+    """The ring wraps, so that only the series' values need room in it."""
+    f = FourierSeries(8.0, (-20000.0,), (), (-0.25, 0.25), constant=20000.5)
+    x = points(f, 500, places)
+    run = shared(f, x, MpcParameters(fractional_bits=places, integer_bits=9))
+    assert places == 16 or f.constant * 2.0**run.places > 2.0**62
+    assert_close(run.value, direct(f, x), 6 * typical(f, run) + 1e-11, "rounding, in float64 as well")
+
+
 # ---- what is read of the argument -------------------------------------------------------------------------------
 
 

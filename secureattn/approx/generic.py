@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -101,11 +102,13 @@ class Smooth:
             error=found.error,
             relative=self.relative,
             series=series,
-            refit=lambda slope, shift: self._stretched(slope, shift).fourier(
-                ((domain[0] - shift) / slope, (domain[1] - shift) / slope),
-                error=error,
-                harmonics=harmonics,
-                weight=weight,
+            refit=functools.cache(
+                lambda slope, shift: self._stretched(slope, shift).fourier(
+                    ((domain[0] - shift) / slope, (domain[1] - shift) / slope),
+                    error=error,
+                    harmonics=harmonics,
+                    weight=weight,
+                )
             ),
             source="Fourier extension by regularised least squares",
         )

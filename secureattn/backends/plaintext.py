@@ -170,7 +170,7 @@ class PlaintextTensor(Tensor):
         if isinstance(other, PlaintextTensor):
             return other.data
         if isinstance(other, np.ndarray):
-            return torch.as_tensor(other).to(self.data.dtype)
+            return torch.tensor(other, dtype=self.data.dtype)
         return other
 
     def _do(self, op: str, compute: Callable[[], torch.Tensor]) -> Self:

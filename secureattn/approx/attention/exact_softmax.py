@@ -21,7 +21,7 @@ def max_shift(s: Tensor, *, exp: Function, reciprocal: Function) -> RowWeights:
 
     Domain: all scores; the argument of ``exp`` is at most 0, the normaliser lies in [1, n].
     Error: the two realisations' together; an exp that is 0 far below 0, as PUMA's, loses nothing.
-    Cost: a max per row (needs COMPARE, 9·⌈log2 n⌉ rounds on shares), one exp per score, one reciprocal per row.
+    Cost: a max per row (needs COMPARE, 4·⌈log2 n⌉ rounds on shares), one exp per score, one reciprocal per row.
     Source: what PUMA (arXiv 2307.12533) and CrypTen (NeurIPS 2021) do.
     """
     weights = exp(s - s.max(-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ def encode(values: Real, places: int, what: str) -> Ring:
             f"{what} reaches {largest:.3g}, but {places} fractional bits leave room below {limit:.3g}; scale it down"
         )
     return np.rint(np.ldexp(values, places)).astype(np.int64)
+
+
+def wrapped(value: float, places: int) -> Ring:
+    """``round(x·2^places)`` as an element of the ring, whatever its size: for an addend that others cancel."""
+    whole = round(Fraction(value) * (1 << places))
+    return np.array((whole + (1 << 63)) % (1 << 64) - (1 << 63), dtype=np.int64)
 
 
 def decode(values: Ring, places: int) -> Real:

@@ -265,8 +265,7 @@ class MpcTensor(Tensor):
                 slope = encoding.encode(np.array(f.linear), total - x.places, "a factor")
                 share = share + x.share * int(slope)
             if f.constant:
-                addend = encoding.encode(np.array(f.constant), total, "an addend")
-                share = self._runtime.public(share, self._runtime.constant(addend))
+                share = self._runtime.public(share, self._runtime.constant(encoding.wrapped(f.constant, total)))
             return self._finished(share, total, size, fine)
 
     # ---- comparisons -----------------------------------------------------------------------------------------------
@@ -280,7 +279,10 @@ class MpcTensor(Tensor):
 
     def less_each(self, others: Sequence[MpcTensor | Public]) -> list[MpcTensor]:
         """``less`` for several, in the same 3 rounds."""
-        differences = scaling.settled_all([self - other for other in others])
+        tensors = [other for other in others if isinstance(other, MpcTensor)]
+        x, *settled = [self, *tensors] if len(others) == len(tensors) == 1 else scaling.settled_all([self, *tensors])
+        ready = iter(settled)
+        differences = scaling.settled_all([x - (next(ready) if isinstance(o, MpcTensor) else o) for o in others])
         sizes = [other.size if isinstance(other, MpcTensor) else encoding.size(np.asarray(other)) for other in others]
         with self.backend.recorder.op("less"):
             bits = max(x.places + max(self.size, size) + 1 for x, size in zip(differences, sizes, strict=True))
@@ -315,8 +317,9 @@ class MpcTensor(Tensor):
     @property
     def _factor_bits(self) -> int:
         """Significant bits of a public factor: some to spare where truncation leaves room for them."""
-        full, exact = self._fractional_bits, self.backend.runtime.parameters.truncation == "exact"
-        return full + (_SPARE_BITS if exact and 2 * full + _SPARE_BITS <= 40 else 0)
+        full, parameters = self._fractional_bits, self.backend.runtime.parameters
+        room = RING_BITS - parameters.integer_bits - 2 * full if parameters.truncation == "exact" else 0
+        return full + min(max(room, 0), _SPARE_BITS)
 
     def _times(self, values: encoding.Real) -> MpcTensor:
         places = encoding.places_needed(values, self._factor_bits)
@@ -339,8 +342,8 @@ class MpcTensor(Tensor):
         """
         full, parameters = self._fractional_bits, self._runtime.parameters
         values = np.abs(f(np.linspace(*f.domain, 257)))
-        size = encoding.bits(float(values.max()) + 2.0**-full)
-        small = max(0, -encoding.bits(float(values.min() if f.relative else values.max()) + 2.0**-full))
+        size = encoding.bits(float(values.max()) + 2.0**-full)  # rounded up, values still lie below 2^size
+        small = max(0, -(encoding.bits(max(float(values.min()), 2.0**-full)) if f.relative else size))
         spread = max(math.fsum(c * c for c in (*f.cosines, *f.sines)), 4.0**-full)
 
         def split(total: int) -> tuple[int, int, float]:
