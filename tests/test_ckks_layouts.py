@@ -169,7 +169,9 @@ def shape_of(config: ModelConfig, queries: int) -> None:
     model = calibrated(config)
     plan = Plan(model, protocol("auto"), queries, protocol("auto").realisations(model))
     x = inputs_of(config, queries)
-    wanted = clear_run(plan, x).outputs
+    run = clear_run(plan, x)
+    assume(not run.escapes)  # a degree too low for a drawn model's range takes later layers to anywhere
+    wanted = run.outputs
     error = 1e-8 * max(1.0, float(np.abs(wanted).max()))
     for outputs in (batch_outputs(plan, x, 64), dense_outputs(plan, x, 4096)):
         assert_close(outputs, wanted, error, "float64, and weights in units of 2^-40")
