@@ -217,6 +217,14 @@ def test_ciphertexts_of_odd_shapes(layout: str, config: ModelConfig) -> None:
     assert encrypted(config, layout, 2) < 1e-5, NOISE
 
 
+def test_a_plan_whose_lowered_scales_differ_keeps_a_level_to_spare() -> None:
+    """Computed as low as the first run says, this one's last mix has a level less than its refresh needs."""
+    config = ModelConfig("narrow", 2, 1, 2, 1, 1, 2, 1, attention="power_softmax", power=2, norm="batchnorm")
+    plan = ckks_part(make_plan(model_of(config), protocol("dense"), samples=3, workers=1))
+    assert "layer.1/attention/context" in plan.schedule
+    assert plan.ceilings
+
+
 @needs_tenseal
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)

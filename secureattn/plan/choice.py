@@ -98,10 +98,22 @@ class Chooser:
         )
 
     def settled(self, parameters: CkksParameters, points: Points = frozenset(), *, refresh: bool = True) -> Symbolic:
-        """A run in which nothing is computed at a higher level than its result is needed at."""
+        """A run in which nothing is computed at a higher level than its result is needed at; where scales that then
+        meet differ, and aligning them takes a level that nothing has left, with one to spare, or as far as that goes.
+        """
         ceilings: dict[Path, int] = {}
-        while lower := (backend := self.run(parameters, points, refresh=refresh, ceilings=ceilings)).demand.ceilings():
-            ceilings |= lower
+        backend, spare = self.run(parameters, points, refresh=refresh), 0
+        while (lower := backend.demand.ceilings()) and spare <= 1:
+            try:
+                tried = ceilings | {path: level + spare for path, level in lower.items()}
+                backend = self.run(parameters, points, refresh=refresh, ceilings=tried)
+                ceilings = tried
+                if spare:
+                    break
+            except OutOfLevels:
+                if not refresh:  # a chain with a level more is as good
+                    raise
+                spare += 1
         if isinstance(backend, SymbolicCkks):
             return backend  # nothing of the batch layout is encoded beforehand
         return self.run(parameters, points, refresh=refresh, ceilings=ceilings, prepared=True)
