@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -102,18 +103,18 @@ class Chooser:
         meet differ, and aligning them takes a level that nothing has left, with one to spare, or as far as that goes.
         """
         ceilings: dict[Path, int] = {}
-        backend, spare = self.run(parameters, points, refresh=refresh), 0
-        while (lower := backend.demand.ceilings()) and spare <= 1:
+        backend = self.run(parameters, points, refresh=refresh)
+        while lower := backend.demand.ceilings():
             try:
-                tried = ceilings | {path: level + spare for path, level in lower.items()}
-                backend = self.run(parameters, points, refresh=refresh, ceilings=tried)
-                ceilings = tried
-                if spare:
-                    break
+                backend = self.run(parameters, points, refresh=refresh, ceilings=ceilings | lower)
             except OutOfLevels:
                 if not refresh:  # a chain with a level more is as good
                     raise
-                spare += 1
+                with contextlib.suppress(OutOfLevels):
+                    spared = ceilings | {path: level + 1 for path, level in lower.items()}
+                    backend, ceilings = self.run(parameters, points, ceilings=spared), spared
+                break
+            ceilings |= lower
         if isinstance(backend, SymbolicCkks):
             return backend  # nothing of the batch layout is encoded beforehand
         return self.run(parameters, points, refresh=refresh, ceilings=ceilings, prepared=True)

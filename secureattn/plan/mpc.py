@@ -14,7 +14,7 @@ from secureattn.ledger import Ledger, Party
 from secureattn.nn.encoder import Encoder
 from secureattn.plan.base import MpcPlan, Plan, party_name
 
-_RING_BITS = 63
+_SIGNED_BITS = 63
 _POINTS = 257
 
 
@@ -27,7 +27,7 @@ def plan_mpc(draft: Plan) -> MpcPlan:
     expected = None
     if draft.protocol.mpc.truncation == "local":
         truncated = backends[0].runtime.truncated
-        expected = sum(count * largest * 2.0 ** (places - _RING_BITS) for places, count in truncated.items())
+        expected = sum(count * largest * 2.0 ** (places - _SIGNED_BITS) for places, count in truncated.items())
     return MpcPlan(recorders, Ledger(draft.title, draft.protocol.engine, parties, measured=False), largest, expected)
 
 

@@ -15,6 +15,7 @@ RING_BITS = 62
 """A shared value of p binary places below 2^s in magnitude needs p + s ≤ 62, for truncation to be exact."""
 
 _SPARE_WEIGHT_BITS = 8
+_SPARE_FACTOR_BITS = 6
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ class MpcParameters:
             return self.fractional_bits
         room = RING_BITS - self.integer_bits - 2 * self.fractional_bits
         return min(max(room, self.fractional_bits), self.fractional_bits + _SPARE_WEIGHT_BITS)
+
+    @property
+    def factor_bits(self) -> int:
+        """Significant bits of a public factor: some to spare where truncation leaves room for them."""
+        if self.truncation == "local":
+            return self.fractional_bits
+        room = RING_BITS - self.integer_bits - 2 * self.fractional_bits
+        return self.fractional_bits + min(room, _SPARE_FACTOR_BITS)
 
     def fits(self, places: int, size: int) -> bool:
         """Whether a value of so many binary places below 2^size may stay as it is instead of being truncated.

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
+from secureattn.backends.crypten import encoding
 from secureattn.backends.crypten.material import Kind, Request, series_argument
+from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.runtime import Runtime
+from secureattn.errors import InputError
 from secureattn.series import FourierSeries
 
 _MOST_DEALT = 1 << 24  # elements of a series asked for at once: what the dealer holds of it
+_ROUGH_UNITS = 3
+_SPARE_BITS = 6
 
 
 def harmonics_of(
@@ -47,3 +55,39 @@ def harmonics_of(
         for x, values in zip(torch.split(opened, [part.numel() for part in parts]), dealt, strict=True)
     ]
     return torch.cat(made).reshape(share.shape)
+
+
+def places_of(f: FourierSeries, places: int, parameters: MpcParameters) -> tuple[int, int, int, int]:
+    """Places of the public factors and of the dealt values of a series whose argument has so many ``places``, the size
+    of its values, and what is ``fine`` (as of ``MpcTensor``).
+
+    Rounding them errs by √((K·4^-factor + Σc²·4^-dealt)/12), typically and zero on average; least, for a sum of
+    places, where both terms are equal. Three units of ``fractional_bits`` are allowed where then the result has as
+    many places as a product, which a linear layer takes without truncation; else there are places enough for half
+    a unit, as far as the ring has room. The smaller the values, the smaller a unit.
+    """
+    full = parameters.fractional_bits
+    values = np.abs(f(np.linspace(*f.domain, 257)))
+    size = encoding.bits(float(values.max()) + 2.0**-full)  # rounded up, values still lie below 2^size
+    small = max(0, -(encoding.bits(max(float(values.min()), 2.0**-full)) if f.relative else size))
+    spread = max(math.fsum(c * c for c in (*f.cosines, *f.sines)), 4.0**-full)
+
+    def split(total: int) -> tuple[int, int, float]:
+        factor = round((total + math.log2(f.harmonics / spread) / 2) / 2)
+        dealt = total - factor
+        return factor, dealt, math.sqrt((f.harmonics * 4.0**-factor + spread * 4.0**-dealt) / 12)
+
+    total, unit = 2 * full + small, 2.0 ** -(full + small)
+    if parameters.truncation == "exact":
+        room = encoding.MAX_BITS - max(size, 1)
+        if f.linear:
+            total = min(max(total, places + full + _SPARE_BITS), room)
+        elif split(total)[2] > _ROUGH_UNITS * unit:
+            total = next((t for t in range(total, room) if split(t)[2] <= unit / 2), room)
+    factor, dealt, lost = split(total)
+    if lost > 2.0 ** -(full // 2) or min(factor, dealt) < 1:
+        raise InputError(
+            f"a series of {f.harmonics} harmonics whose coefficients add up to {f.weight:.3g} loses {lost:.2g} to "
+            f"rounding at {full} fractional bits of a 64-bit ring; fit it with a smaller weight"
+        )
+    return factor, dealt, size, small if f.relative else 0

@@ -12,7 +12,7 @@ import torch
 
 from secureattn.backends.crypten import comparison, encoding, products, scaling
 from secureattn.backends.crypten.parameters import RING_BITS
-from secureattn.backends.crypten.periodic import harmonics_of
+from secureattn.backends.crypten.periodic import harmonics_of, places_of
 from secureattn.backends.crypten.weight import MpcWeight
 from secureattn.errors import InputError
 from secureattn.series import FourierSeries
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from secureattn.backends.crypten.backend import MpcBackend
     from secureattn.backends.crypten.runtime import Runtime
 
-_SPARE_BITS = 6
 _ANGLE_BITS = 32  # of a series' argument: what is opened in four bytes
 _SPARE_ANGLE_BITS = 4
-_ROUGH_UNITS = 3
 
 View = Callable[[torch.Tensor], torch.Tensor]
 
@@ -165,7 +163,7 @@ class MpcTensor(Tensor):
         """
         with self.backend.recorder.op("combine"):
             factors = encoding.as_real([c for c, _ in terms], "a factor")
-            places = encoding.places_needed(factors, self._factor_bits) if len(factors) else 0
+            places = encoding.places_needed(factors, self._runtime.parameters.factor_bits) if len(factors) else 0
             room = RING_BITS - self._runtime.parameters.integer_bits - self._fractional_bits
             places = min(places, max(room, self._fractional_bits))
             flat = [x for _, x in terms] + [operand for pair in products for operand in pair]
@@ -239,7 +237,7 @@ class MpcTensor(Tensor):
 
         **Domain** that of the series; outside it a wrong value, never a gross one but by the linear term.
         **Error** from rounding, typically: at most half a unit of ``fractional_bits``, or three where the result has no
-        more places than a product (see ``_series_places``); x itself is read to 2^-32 of the period, to the last place
+        more places than a product (``periodic.places_of``); x itself is read to 2^-32 of the period, to the last place
         where the period has more than 32 bits at ``fractional_bits`` + 4.
         Cost: one round, 4·|x| bytes (8·|x| for such a period) and 16·K·|x| dealer bytes; before the first use of a
         series one round and 8 bytes a coefficient of set-up.
@@ -256,7 +254,7 @@ class MpcTensor(Tensor):
                 )
             short = period + self._fractional_bits + _SPARE_ANGLE_BITS <= _ANGLE_BITS
             dropped = max(0, bits - _ANGLE_BITS) if short else 0
-            factor, dealt, size, fine = self._series_places(f, x.places)
+            factor, dealt, size, fine = places_of(f, x.places, self._runtime.parameters)
             share = harmonics_of(
                 self._runtime, x.share, f, bits=bits, dropped=dropped, factor_places=factor, dealt_places=dealt
             )
@@ -280,9 +278,13 @@ class MpcTensor(Tensor):
     def less_each(self, others: Sequence[MpcTensor | Public]) -> list[MpcTensor]:
         """``less`` for several, in the same 3 rounds."""
         tensors = [other for other in others if isinstance(other, MpcTensor)]
-        x, *settled = [self, *tensors] if len(others) == len(tensors) == 1 else scaling.settled_all([self, *tensors])
-        ready = iter(settled)
-        differences = scaling.settled_all([x - (next(ready) if isinstance(o, MpcTensor) else o) for o in others])
+        if len(others) == len(tensors) == 1:  # of two tensors the difference alone is truncated
+            differences = [self - tensors[0]]
+        else:
+            x, *settled = scaling.settled_all([self, *tensors])
+            ready = iter(settled)
+            differences = [x - (next(ready) if isinstance(other, MpcTensor) else other) for other in others]
+        differences = scaling.settled_all(differences)
         sizes = [other.size if isinstance(other, MpcTensor) else encoding.size(np.asarray(other)) for other in others]
         with self.backend.recorder.op("less"):
             bits = max(x.places + max(self.size, size) + 1 for x, size in zip(differences, sizes, strict=True))
@@ -314,15 +316,8 @@ class MpcTensor(Tensor):
     def _fractional_bits(self) -> int:
         return self.backend.runtime.parameters.fractional_bits
 
-    @property
-    def _factor_bits(self) -> int:
-        """Significant bits of a public factor: some to spare where truncation leaves room for them."""
-        full, parameters = self._fractional_bits, self.backend.runtime.parameters
-        room = RING_BITS - parameters.integer_bits - 2 * full if parameters.truncation == "exact" else 0
-        return full + min(max(room, 0), _SPARE_BITS)
-
     def _times(self, values: encoding.Real) -> MpcTensor:
-        places = encoding.places_needed(values, self._factor_bits)
+        places = encoding.places_needed(values, self._runtime.parameters.factor_bits)
         size = self.size + encoding.size(values)
         x = scaling.with_room_for(self, places, size)
         constant = self._runtime.constant(encoding.encode(values, places, "a factor"))
@@ -331,40 +326,6 @@ class MpcTensor(Tensor):
     def _matmul(self, other: MpcTensor, terms: int, view: View) -> MpcTensor:
         x, y, size = scaling.for_product(self, other, terms=terms)
         return self._finished(products.matmul(self._runtime, x.share, view(y.share)), x.places + y.places, size)
-
-    def _series_places(self, f: FourierSeries, places: int) -> tuple[int, int, int, int]:
-        """Places of the public factors and of the dealt values of a series, the size of its values, and what is fine.
-
-        Rounding them errs by √((K·4^-factor + Σc²·4^-dealt)/12), typically and zero on average; least, for a sum of
-        places, where both terms are equal. Three units of ``fractional_bits`` are allowed where then the result has as
-        many places as a product, which a linear layer takes without truncation; else there are places enough for half
-        a unit, as far as the ring has room. The smaller the values, the smaller a unit.
-        """
-        full, parameters = self._fractional_bits, self._runtime.parameters
-        values = np.abs(f(np.linspace(*f.domain, 257)))
-        size = encoding.bits(float(values.max()) + 2.0**-full)  # rounded up, values still lie below 2^size
-        small = max(0, -(encoding.bits(max(float(values.min()), 2.0**-full)) if f.relative else size))
-        spread = max(math.fsum(c * c for c in (*f.cosines, *f.sines)), 4.0**-full)
-
-        def split(total: int) -> tuple[int, int, float]:
-            factor = round((total + math.log2(f.harmonics / spread) / 2) / 2)
-            dealt = total - factor
-            return factor, dealt, math.sqrt((f.harmonics * 4.0**-factor + spread * 4.0**-dealt) / 12)
-
-        total, unit = 2 * full + small, 2.0 ** -(full + small)
-        if parameters.truncation == "exact":
-            room = encoding.MAX_BITS - max(size, 1)
-            if f.linear:
-                total = min(max(total, places + full + _SPARE_BITS), room)
-            elif split(total)[2] > _ROUGH_UNITS * unit:
-                total = next((t for t in range(total, room) if split(t)[2] <= unit / 2), room)
-        factor, dealt, lost = split(total)
-        if lost > 2.0 ** -(full // 2) or min(factor, dealt) < 1:
-            raise InputError(
-                f"a series of {f.harmonics} harmonics whose coefficients add up to {f.weight:.3g} loses {lost:.2g} to "
-                f"rounding at {full} fractional bits of a 64-bit ring; fit it with a smaller weight"
-            )
-        return factor, dealt, size, small if f.relative else 0
 
     def _make(self, share: torch.Tensor, places: int, size: int | None = None) -> MpcTensor:
         return MpcTensor(self.backend, share, places, size)
