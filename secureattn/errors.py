@@ -6,8 +6,9 @@ INSTALL = {
     "plaintext": "pip install torch",
     "ckks": "pip install tenseal zstandard cryptography",
     "crypten": "pip install omegaconf pyyaml cryptography && pip install --no-deps crypten==0.4.1",
+    "text": "pip install tokenizers",
 }
-"""Engine → the command that brings what it needs."""
+"""Engine, or text as input → the command that brings what it needs."""
 
 
 class SecureAttnError(Exception):

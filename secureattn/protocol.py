@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from secureattn.approx import FUNCTIONS, Realisation, exact, realise, violations
+from secureattn.approx import FUNCTIONS, Realisation, exact, named, realise, violations
 from secureattn.approx.attention import VARIANTS
 from secureattn.approx.attention import realisations as ways_of
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.errors import ProtocolError, SecureAttnError
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.model import Model
+from secureattn.nn.ranges import Ranges
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,9 +82,20 @@ class CkksOptions:
 
 
 @dataclass(frozen=True)
+class Beyond:
+    """Another way to compute softmax where shifted scores reach more than ``reach`` above 0."""
+
+    kind: str
+    reach: float
+
+
+@dataclass(frozen=True)
 class Protocol:
     """A checked protocol. ``functions``: function name → its realisation's kind and options, ``sites``: the same for
-    single sites of a model, which win; ``softmax``: the attention variant that computes a softmax model's attention.
+    single sites of a model, which win; ``softmax``: the attention variant that computes a softmax model's attention;
+    ``beyond``: another way for layers whose scores reach far; ``fits_range``: the declared range follows the model's;
+    ``embedding``: how a model of tokens gets them, ``one_hot`` rows times its owner's table, or rows ``looked_up`` by
+    the client, who then has the table.
     """
 
     name: str
@@ -95,19 +108,34 @@ class Protocol:
     changes_model: bool = False
     sites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     softmax: str = "softmax"
+    beyond: Beyond | None = None
+    embedding: str = "one_hot"
+    fits_range: bool = False
 
-    def served(self, config: ModelConfig) -> ModelConfig:
-        """The model as this protocol computes it: softmax in the way named here."""
-        return replace(config, attention=self.softmax) if config.attention == "softmax" else config
+    def served(self, config: ModelConfig, ranges: Ranges | None = None) -> ModelConfig:
+        """The model as this protocol computes it: softmax in the way named here, tokens embedded by whoever may.
+
+        With ranges, layers whose scores reach too far for that way have it computed in the one for such layers.
+        """
+        changed: dict[str, Any] = {"attention": self.softmax} if config.attention == "softmax" else {}
+        if changed and self.beyond is not None and ranges is not None:
+            site, way = f"attention/{VARIANTS[self.softmax].on_scores}", VARIANTS[self.beyond.kind].name
+            ends = [ranges.domains[f"layer.{i}/{site}"][1] for i in range(config.layers)]
+            if max(ends) > self.beyond.reach:
+                changed["by_layer"] = tuple(way if end > self.beyond.reach else self.softmax for end in ends)
+        if config.input == "tokens" and self.embedding == "looked_up":
+            changed |= {"input": "embedded", "features": config.width}
+        return replace(config, **changed)
 
     def options(self, site: str, function: str) -> Mapping[str, Any] | None:
         """What the protocol says of a site, or else of its function."""
-        return self.sites.get(site, self.functions.get(function))
+        found: Mapping[str, Any] | None = self.sites.get(site, named(function, self.functions))
+        return found
 
     def realisations(self, model: Model) -> dict[str, Realisation]:
         """What serves each site of a model, made for its calibrated domain; all that cannot be are named at once."""
         made: dict[str, Realisation] = {}
-        sites = self.served(model.config).sites()
+        sites = self.served(model.config, model.ranges).sites()
         wrong = [f"{site} is no site of the model, which has {', '.join(sites)}" for site in self.sites.keys() - sites]
         for site, function in sites.items():
             options = self.options(site, function)
@@ -123,6 +151,15 @@ class Protocol:
         if wrong:
             raise ProtocolError(f"protocol {self.name} cannot serve model {model.config.name}", wrong)
         return made
+
+
+def fitted(protocol: Protocol, model: Model) -> Protocol:
+    """The protocol with a declared range that holds the model's values, where it leaves that open."""
+    if not protocol.fits_range:
+        return protocol
+    _, largest = model.ranges.largest(protocol.served(model.config, model.ranges))
+    needed = max(protocol.mpc.integer_bits, math.frexp(largest)[1])
+    return replace(protocol, mpc=replace(protocol.mpc, integer_bits=needed))
 
 
 def exact_realisations(model: Model) -> dict[str, Realisation]:
@@ -143,11 +180,13 @@ def load_protocol(path: Path) -> Protocol:
     except ProtocolError as error:
         wrong += error.violations
     try:
-        mpc = MpcParameters(**_known(raw.get("mpc", {}), MpcParameters))
+        fixed = {key: value for key, value in _known(raw.get("mpc", {}), MpcParameters).items() if value != "fit"}
+        mpc = MpcParameters(**fixed)
     except ProtocolError as error:
         wrong += [f"mpc.{violation}" for violation in error.violations]
     if wrong:
         raise ProtocolError(f"protocol {path.name}", wrong)
+    softmax = raw.get("functions", {}).get("softmax", {"kind": "mean_shift"})
     return Protocol(
         name=path.stem,
         engine=raw["engine"],
@@ -155,16 +194,19 @@ def load_protocol(path: Path) -> Protocol:
         source=raw["source"],
         functions={name: options for name, options in raw.get("functions", {}).items() if name != "softmax"},
         sites=raw.get("sites", {}),
-        softmax=_softmax(raw.get("functions", {}).get("softmax", {"kind": "mean_shift"})["kind"]),
+        softmax=_softmax(softmax["kind"]),
+        beyond=Beyond(_softmax(softmax["beyond"]), float(softmax["reach"])) if "beyond" in softmax else None,
+        fits_range=raw.get("mpc", {}).get("integer_bits") == "fit",
         ckks=ckks,
         mpc=mpc,
         changes_model=raw.get("changes_model", False),
+        embedding=raw.get("embedding", "looked_up" if raw["engine"] == "ckks" else "one_hot"),
     )
 
 
 def _violations(raw: Mapping[str, Any]) -> list[str]:
     wrong = []
-    known = {"format", "engine", "trust", "source", "functions", "sites", "ckks", "mpc", "changes_model"}
+    known = {"format", "engine", "trust", "source", "functions", "sites", "ckks", "mpc", "changes_model", "embedding"}
     wrong += [f"unknown key {key!r}" for key in raw if key not in known]
     if raw.get("format") != 1 or not isinstance(raw["format"], int) or raw["format"] is True:
         wrong.append("format must be 1, the only version this release reads")
@@ -184,6 +226,9 @@ def _violations(raw: Mapping[str, Any]) -> list[str]:
         wrong += [f"{section}: unknown option {key!r}" for key in options if key not in allowed]
     if not isinstance(raw.get("changes_model", False), bool):
         wrong.append(f"changes_model must be true or false, not {raw['changes_model']!r}")
+    embeddings = ("looked_up",) if raw.get("engine") == "ckks" else ("one_hot", "looked_up")
+    if raw.get("embedding", "looked_up") not in embeddings:
+        wrong.append(f"embedding must be {' or '.join(embeddings)} on {raw.get('engine')}, not {raw['embedding']!r}")
     return wrong + _function_violations(raw) + _site_violations(raw)
 
 
@@ -227,8 +272,15 @@ def _softmax(kind: str) -> str:
 
 def _softmax_violations(options: Mapping[str, Any]) -> list[str]:
     ways = ["mean_shift", *(kind for kind in ways_of("softmax") if kind != "softmax")]
-    wrong = [f"softmax takes no option {name!r}" for name in options if name != "kind"]
-    kind = options.get("kind")
+    wrong = [f"softmax takes no option {name!r}" for name in options if name not in ("kind", "beyond", "reach")]
+    kind, beyond, reach = (options.get(name) for name in ("kind", "beyond", "reach"))
+    if ("beyond" in options) != ("reach" in options):
+        wrong.append("softmax: beyond, another kind, goes with reach, the largest shifted score that needs none")
+    elif "beyond" in options:
+        if kind != "mean_shift" or beyond not in ("max_shift", "normalise_square"):
+            wrong.append(f"softmax: beyond mean_shift go max_shift or normalise_square, not {beyond!r} beyond {kind!r}")
+        if isinstance(reach, bool) or not isinstance(reach, int | float) or not 0 < reach < math.inf:
+            wrong.append(f"softmax: reach must be a positive number, not {reach!r}")
     if kind in VARIANTS and kind not in ways:
         wrong.append(
             f"softmax: {kind} is another function; convert the model to it: secureattn convert --attention {kind}"

@@ -38,6 +38,7 @@ class Capability(Enum):
     COMPARE = "comparison"
     LOOKUP = "look-up at a secret index"
     MATRIX = "products of matrices of scores"
+    JOIN = "joining what was computed apart"
     EXACT = "true functions instead of approximations"
 
 
@@ -115,6 +116,18 @@ class Tensor(ABC):
     @abstractmethod
     def take(self, axis: int, index: int | slice) -> Self:
         """Part of an axis by public index, the axis kept."""
+
+    def join(self, others: Sequence[Self], axis: int) -> Self:
+        """This and others one after another along an axis: along tokens what was computed before, or features."""
+        raise self._lacks(Capability.JOIN, "join")
+
+    def group_heads(self, groups: int) -> Self:
+        """``[B,H,S,Dh]`` → ``[B,H/g,g·S,Dh]``: heads that share keys and values as more rows of one."""
+        raise self._lacks(Capability.JOIN, "group_heads")
+
+    def ungroup_heads(self, groups: int) -> Self:
+        """Back: ``[B,H/g,g·S,Dh]`` → ``[B,H,S,Dh]``."""
+        raise self._lacks(Capability.JOIN, "ungroup_heads")
 
     # ---- derived --------------------------------------------------------------------------------------------
 
@@ -207,6 +220,7 @@ class Tensor(ABC):
             Capability.COMPARE: 'choose a polynomial realisation in the protocol, such as kind = "chebyshev"',
             Capability.LOOKUP: "look the value up at the client",
             Capability.MATRIX: "choose another attention variant, or run the model on secret shares",
+            Capability.JOIN: "run the model on secret shares",
             Capability.EXACT: "use the plaintext engine's exact mode",
         }
         where = self.backend.recorder.path or "the top level"
@@ -214,3 +228,15 @@ class Tensor(ABC):
             f"{op} needs {capability.value}, which the {self.backend.name} engine lacks, at {where}; "
             f"{remedy[capability]}"
         )
+
+
+def grouped(x: Any, groups: int) -> Any:
+    """``Tensor.group_heads`` of an array or a torch tensor."""
+    b, h, s, d = x.shape
+    return x.reshape(b, h // groups, groups * s, d)
+
+
+def ungrouped(x: Any, groups: int) -> Any:
+    """``Tensor.ungroup_heads`` of an array or a torch tensor."""
+    b, h, s, d = x.shape
+    return x.reshape(b, h * groups, s // groups, d)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Array, assert_close
+from helpers import Array, assert_close, eight_bits
 
 from secureattn.approx import Realisation, exp, reciprocal, rsqrt
 from secureattn.approx.attention import VARIANTS, Attention, Call, realisations
@@ -220,7 +220,12 @@ def test_gradients_reach_queries_keys_values_and_what_is_learnt(name: str) -> No
     [
         ("softmax_max_shift", {"max.exp": "exp", "max.normaliser": "reciprocal"}, {Capability.COMPARE}, "softmax"),
         ("softmax_ode", {"ode.clip": "clip"}, set(), "softmax"),
-        ("softmax_normalise_square", {"square.exp": "exp", "square.rsqrt": "rsqrt"}, set(), "softmax"),
+        (
+            "softmax_normalise_square",
+            {"square.exp": "exp", "square.first": "rsqrt", "square.rsqrt": "rsqrt"},
+            set(),
+            "softmax",
+        ),
         ("gaussian", {"exp": "exp"}, set(), None),
         ("gaussian_low_rank", {"exp": "exp"}, {Capability.MATRIX}, None),
         (
@@ -254,7 +259,7 @@ def test_arguments_of_the_max_shift() -> None:
     sites = watched("softmax_max_shift", *inputs((2, 2, 16, 8)))
     (z,), (total,) = sites["max.exp"].seen, sites["max.normaliser"].seen
     assert_close(z.max(-1), np.zeros((2, 2, 16)), 0.0, "the largest score itself")
-    assert VARIANTS["softmax_max_shift"].floors["max.normaliser"](0.5, 16) == 0.98
+    assert VARIANTS["softmax_max_shift"].floors["max.normaliser"](0.5, 16, 1) == 0.98
     assert total.min() >= 1.0
 
 
@@ -312,13 +317,18 @@ def test_arguments_of_normalise_square(tokens: int) -> None:
     largest = (s - s.mean(-1, keepdims=True)).max()
     q = q * (4 * math.log(tokens) / largest)
     sites = watched("softmax_normalise_square", q, k, v)
-    (argument,), sums = sites["square.exp"].seen, sites["square.rsqrt"].seen
-    assert len(sums) == 3
-    floor = VARIANTS["softmax_normalise_square"].floors["square.rsqrt"](0.5, tokens)
-    assert floor == pytest.approx(0.9 / tokens, rel=1e-12)  # room for the error of exp, which squares
+    (argument,), (first,), later = (sites[f"square.{name}"].seen for name in ("exp", "first", "rsqrt"))
+    sums = [first, *later]
+    assert len(later) == 2
+    for site in ("square.first", "square.rsqrt"):  # room for the error of exp, which squares
+        floor = VARIANTS["softmax_normalise_square"].floors[site](0.5, tokens, 1)
+        assert floor == pytest.approx(0.9 / tokens, rel=1e-12)
     assert min(total.min() for total in sums) >= (1 - 1e-12) / tokens
     assert max(total.max() for total in sums) <= 1 + 1e-12
-    assert argument.max() == pytest.approx(math.log(tokens) / 2 - math.log(tokens), rel=1e-12)
+    s = np.einsum("bhsd,bhtd->bhst", q, k) / math.sqrt(8)
+    shifted = s - s.sum(-1, keepdims=True) * eight_bits(1 / tokens)
+    assert argument.max() == pytest.approx(shifted.max() / 8 - math.log(tokens), rel=1e-12)
+    assert shifted.max() == pytest.approx(4 * math.log(tokens), abs=1e-3)
 
 
 def test_normalise_square_with_approximations() -> None:

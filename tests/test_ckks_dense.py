@@ -257,7 +257,7 @@ def softmax_of(c: Shapes) -> Array:
     shown = (c.square > 0) * 1.0
     visible = np.maximum(shown.sum(-1, keepdims=True), 1.0)
     shift = (c.scores() * shown).sum(-1, keepdims=True) * eight_bits(1 / visible)
-    e = clear(EXP)((c.scores() - shift) * shown) * shown * 2.0 ** -np.ceil(np.log2(visible))
+    e = clear(EXP)((c.scores() - shift) * shown) * shown * 2.0 ** -np.floor(np.log2(visible))
     total = e.sum(-1, keepdims=True) + 1 - shown.max(-1, keepdims=True)
     return c.merged((e * total / c.tokens) @ c.by_head(c.y))
 

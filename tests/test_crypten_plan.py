@@ -311,7 +311,7 @@ def test_reveal_in_a_plan() -> None:
 
 def test_capabilities() -> None:
     b = planner()
-    assert b.capabilities == {Capability.COMPARE, Capability.MATRIX}
+    assert b.capabilities == {Capability.COMPARE, Capability.MATRIX, Capability.JOIN}
     with b.region("layer.0"), pytest.raises(CapabilityError, match=r"crypten engine lacks, at layer\.0"):
         b.input(np.zeros(2)).exact("gelu", torch.nn.functional.gelu)
 

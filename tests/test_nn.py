@@ -73,6 +73,7 @@ EXACT: dict[str, Scalar] = {
     "rsqrt": lambda x: 1 / torch.sqrt(x),
     "reciprocal": lambda x: 1 / x,
     "gelu": lambda x: x * torch.special.ndtr(x),
+    "gelu_tanh": lambda x: x / (1 + torch.exp(-math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "relu": lambda x: x.clamp(min=0),
     "exp": torch.exp,
@@ -166,8 +167,8 @@ def euler(h: Heads) -> torch.Tensor:
 
 def squared(h: Heads) -> torch.Tensor:
     p = h.at("square.exp", (h.s - h.s.mean(-1, keepdim=True)) / 8 - math.log(h.n))
-    for _ in range(3):
-        p = (p * h.at("square.rsqrt", (p**2).sum(-1, keepdim=True))) ** 2
+    for site in ("square.first", "square.rsqrt", "square.rsqrt"):
+        p = (p * h.at(site, (p**2).sum(-1, keepdim=True))) ** 2
     return p @ h.v
 
 
@@ -281,7 +282,7 @@ class Reference:
         b, n, d = x.shape
         projections = [self.linear(f"{at}.{name}", x) for name in ("query", "key", "value")]
         q, k, v = (p.reshape(b, n, c.heads, d // c.heads).transpose(1, 2) for p in projections)
-        own = {name: self.w[f"{at}.{name}"] for name in c.own_parameters()}
+        own = {name: self.w[f"{at}.{name}"] for name in c.own_parameters(int(layer.rsplit(".", 1)[1]))}
         heads = Heads(q, k, v, lambda site, t: self.at(f"{layer}/attention/{site}", t), c, own)
         return self.linear(f"{at}.output", ROWS[c.attention](heads).transpose(1, 2).reshape(b, n, d))
 

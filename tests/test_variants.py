@@ -171,7 +171,7 @@ def evaluated(backend: Any, plan: Plan, inputs: Array | None) -> Array | None:
     config, rank, recorder = plan.config, backend.runtime.rank, backend.recorder
     with recorder.phase("setup"):
         network = Encoder(plan.folded(weights=rank == 0), backend)
-        asked = run_symbolic_party(plan, rank).planner.asked
+        (asked,) = run_symbolic_party(plan, rank).asked
     with recorder.phase("offline"):
         backend.runtime.prepare(asked)
     with recorder.phase("encrypt"):

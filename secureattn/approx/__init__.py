@@ -26,7 +26,7 @@ def _modules() -> dict[str, ModuleType]:
 FUNCTIONS = _modules()
 """Function name → the module that holds its realisations (``REALISATIONS``) and its true form (``TRUE``)."""
 
-__all__ = ["FUNCTIONS", "Interval", "Realisation", "exact", "realise", "violations"]
+__all__ = ["FUNCTIONS", "Interval", "Realisation", "exact", "named", "realise", "violations"]
 
 
 def exact(function: str) -> Realisation:
@@ -55,6 +55,11 @@ def realise(function: str, options: Mapping[str, Any], interval: Interval) -> Re
             f"[{interval[0]:.4g}, {interval[1]:.4g}]; widen its domain or retrain with a range penalty"
         )
     return made
+
+
+def named(function: str, offered: Mapping[str, Any]) -> Any:
+    """What is offered for a function, or else for the one it is a form of (``LIKE``), or None."""
+    return offered.get(function, offered.get(getattr(FUNCTIONS[function], "LIKE", function)))
 
 
 def violations(function: str, options: Mapping[str, Any]) -> list[str]:

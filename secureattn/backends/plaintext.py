@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,7 +15,7 @@ from typing_extensions import Self
 from secureattn.errors import InputError
 from secureattn.events import Recorder
 from secureattn.series import FourierSeries
-from secureattn.tensor import Capability, Public, Tensor
+from secureattn.tensor import Capability, Public, Tensor, grouped, ungrouped
 
 Observer = Callable[[str, torch.Tensor], None]
 _CONVOLVE_FROM = 16
@@ -30,7 +30,7 @@ class PlaintextBackend:
     def __init__(
         self, *, exact: bool = False, dtype: torch.dtype = torch.float64, recorder: Recorder | None = None
     ) -> None:
-        able = {Capability.COMPARE, Capability.LOOKUP, Capability.MATRIX}
+        able = {Capability.COMPARE, Capability.LOOKUP, Capability.MATRIX, Capability.JOIN}
         self.capabilities = frozenset(able | {Capability.EXACT} if exact else able)
         self.dtype = dtype
         self.recorder = recorder or Recorder()
@@ -51,6 +51,10 @@ class PlaintextBackend:
         if not torch.isfinite(data).all():
             raise InputError("the input holds values that are not finite (NaN or infinity)")
         return PlaintextTensor(self, data)
+
+    def tokens(self, numbers: npt.NDArray[np.integer[Any]], vocabulary: int) -> OneHot:
+        """Numbers of tokens ``[B,S]`` as one-hot rows ``[B,S,V]``."""
+        return OneHot(self, torch.as_tensor(np.asarray(numbers)), vocabulary)
 
     def reveal(self, x: Tensor) -> npt.NDArray[np.float64]:
         """The value as an array."""
@@ -149,6 +153,15 @@ class PlaintextTensor(Tensor):
         where[axis] = part
         return self._new(self.data[tuple(where)])
 
+    def join(self, others: Sequence[Self], axis: int) -> Self:
+        return self._new(torch.cat([self.data, *(other.data for other in others)], axis))
+
+    def group_heads(self, groups: int) -> Self:
+        return self._new(grouped(self.data, groups))
+
+    def ungroup_heads(self, groups: int) -> Self:
+        return self._new(ungrouped(self.data, groups))
+
     def series(self, f: FourierSeries) -> Self:
         return self._do("series", lambda: _Series.apply(self.data, f))  # type: ignore[no-untyped-call]
 
@@ -179,6 +192,23 @@ class PlaintextTensor(Tensor):
 
     def _new(self, data: torch.Tensor) -> Self:
         return type(self)(self.backend, data)
+
+
+class OneHot(PlaintextTensor):
+    """One-hot rows of which only the places of the ones are kept; all that can be done is a linear layer, a look-up."""
+
+    def __init__(self, backend: PlaintextBackend, numbers: torch.Tensor, vocabulary: int) -> None:
+        super().__init__(backend, numbers)
+        self.vocabulary = vocabulary
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Logical shape."""
+        return (*self.data.shape, self.vocabulary)
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PlaintextTensor:  # type: ignore[override]
+        rows = PlaintextTensor(self.backend, self.data)._do("linear", lambda: weight.T[self.data])
+        return rows if bias is None else rows._do("add", lambda: rows.data + bias)
 
 
 def _convolved(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from secureattn.backends.ckks.units import Demand, Path
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.planning import NullRuntime
+from secureattn.backends.crypten.runtime import Asked
 from secureattn.backends.crypten.tensor import MpcTensor
 from secureattn.events import Recorder
 
@@ -138,6 +139,13 @@ class SymbolicMpc(MpcBackend):
     def __init__(self, parameters: MpcParameters, rank: int = 0, *, ahead: bool = False) -> None:
         self.planner = NullRuntime(parameters, rank, ahead=ahead)
         super().__init__(self.planner, Recorder(modelled=True))
+        self.asked: list[list[Asked]] = []
+
+    def end_part(self) -> None:
+        """Set apart, and count as one request, what was asked of the dealer since the last part ended."""
+        self.planner.ask_once()
+        self.asked.append(self.planner.asked)
+        self.planner.asked = []
 
     def shape_input(self, shape: tuple[int, ...]) -> MpcTensor:
         """The client's data, by shape."""

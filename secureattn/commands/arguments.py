@@ -54,10 +54,21 @@ def add_training(
     for command in (train, convert):
         _add_run(command)
     _add_distillation(convert)
+    _add_checkpoint(convert)
     calibrate.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: ranges.json in MODEL")
     calibrate.add_argument("--samples", type=Path, metavar="FILE", help="inputs (default: the digits for training)")
     calibrate.add_argument("--margin", type=weight, default=0.1, metavar="M", help="beyond what is seen (default 0.1)")
     calibrate.add_argument("--overwrite", action="store_true", help="replace the ranges of a shipped model")
+
+
+def _add_checkpoint(convert: argparse.ArgumentParser) -> None:
+    group = convert.add_argument_group("where MODEL is a Hugging Face checkpoint (config.json and safetensors)")
+    group.add_argument("--tokens", type=positive, metavar="S", help="most tokens of a text (default: the checkpoint's)")
+    group.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="inputs to measure ranges on, as infer takes them"
+    )
+    group.add_argument("--samples", type=Path, metavar="FILE", help="inputs to keep for compare and profile")
+    group.add_argument("--margin", type=weight, default=0.1, metavar="M", help="beyond what is seen (default 0.1)")
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
@@ -72,7 +83,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _add_distillation(convert: argparse.ArgumentParser) -> None:
-    convert.add_argument("--attention", required=True, metavar="NAME", help="attention of the student")
+    convert.add_argument("--attention", metavar="NAME", help="attention of the student")
     convert.add_argument("--power", type=positive, metavar="P", help="its power, where it has one")
     convert.add_argument("--norm", metavar="NAME", help="norm of the student (default: the model's)")
     convert.add_argument("--activation", metavar="NAME", help="activation of the student (default: the model's)")

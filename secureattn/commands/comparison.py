@@ -15,8 +15,9 @@ from rich.table import Table
 from secureattn.commands.planning import heading, parameters, show_trust
 from secureattn.events import PHASES
 from secureattn.ledger import phase_table, units
+from secureattn.nn.batch import Batch
 from secureattn.plan import Plan
-from secureattn.runs import Array, Progress, Run, agreement, clear_run, execute
+from secureattn.runs import Progress, Run, agreement, clear_run, cosines, execute
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,23 @@ class Comparison:
     """Three runs of one model on the same samples."""
 
     plan: Plan
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
     exact: Run
     clear: Run
     encrypted: Run
 
-    def accuracy(self, run: Run) -> float:
-        """Share of samples classified right."""
-        return float((run.outputs.argmax(-1) == self.labels).mean())
+    def accuracy(self, run: Run) -> float | None:
+        """Share of samples classified right; None where nobody knows."""
+        return None if self.labels is None else float((run.outputs.argmax(-1) == self.labels).mean())
+
+    def agreement(self, run: Run, other: Run) -> float:
+        """Share of samples with the same class, or, of vectors, with the same nearest other sample."""
+        return agreement(run.outputs, other.outputs, vectors=self.vectors)
+
+    @property
+    def vectors(self) -> bool:
+        """Whether outputs are vectors, not scores."""
+        return self.plan.config.output == "vector"
 
     def document(self) -> dict[str, Any]:
         """As JSON, schema 1."""
@@ -44,10 +54,11 @@ class Comparison:
                 "encrypted": self.accuracy(self.encrypted),
             },
             "agreement": {
-                "clear": agreement(self.clear.outputs, self.exact.outputs),
-                "encrypted": agreement(self.encrypted.outputs, self.exact.outputs),
-                "encrypted_with_clear": agreement(self.encrypted.outputs, self.clear.outputs),
+                "clear": self.agreement(self.clear, self.exact),
+                "encrypted": self.agreement(self.encrypted, self.exact),
+                "encrypted_with_clear": self.agreement(self.encrypted, self.clear),
             },
+            **self._cosines(),
             "max_abs_error": {
                 "approximation": _finite(_distance(self.clear, self.exact)),
                 "encryption": _finite(_distance(self.encrypted, self.clear)),
@@ -57,9 +68,16 @@ class Comparison:
             "changes_model": self.plan.protocol.changes_model,
         }
 
+    def _cosines(self) -> dict[str, Any]:
+        if not self.vectors:
+            return {}
+        found = {"clear": cosines(self.clear.outputs, self.exact.outputs)}
+        found["encrypted"] = cosines(self.encrypted.outputs, self.exact.outputs)
+        return {"cosine": {name: {"mean": float(c.mean()), "least": float(c.min())} for name, c in found.items()}}
+
 
 def compare(
-    plan: Plan, inputs: Array, labels: npt.NDArray[np.int64], progress: Progress, *, device: str = "cpu"
+    plan: Plan, inputs: Batch, labels: npt.NDArray[np.int64] | None, progress: Progress, *, device: str = "cpu"
 ) -> Comparison:
     """Run all three; the encrypted one last, as it takes longest."""
     progress("running in the clear", 0, 0)
@@ -69,19 +87,20 @@ def compare(
 
 def show(c: Comparison, console: Console) -> None:
     """Print the three columns as rows, the phases, and what they rest on."""
-    console.print(f"[bold]{c.plan.title}[/bold], {len(c.labels)} samples, engine {c.plan.protocol.engine}")
+    console.print(f"[bold]{c.plan.title}[/bold], {c.plan.samples} samples, engine {c.plan.protocol.engine}")
+    what, last = ("cosine to exact, least", "vectors") if c.vectors else ("accuracy", "scores")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("run", "accuracy", "agrees with exact", "agrees with clear", "max |error| of scores"):
+    for column in ("run", what, "agrees with exact", "agrees with clear", f"max |error| of {last}"):
         table.add_column(column, justify="left" if column == "run" else "right")
-    table.add_row("exact", f"{c.accuracy(c.exact):.2%}", units.UNKNOWN, units.UNKNOWN, units.UNKNOWN)
+    table.add_row("exact", _quality(c, c.exact), units.UNKNOWN, units.UNKNOWN, units.UNKNOWN)
     rows = (("clear", c.clear, c.exact, "approximation"), ("encrypted", c.encrypted, c.clear, "encryption"))
-    for name, run, reference, what in rows:
+    for name, run, reference, kind in rows:
         table.add_row(
             name,
-            f"{c.accuracy(run):.2%}",
-            f"{agreement(run.outputs, c.exact.outputs):.2%}",
-            units.UNKNOWN if run is c.clear else f"{agreement(run.outputs, c.clear.outputs):.2%}",
-            f"{_distance(run, reference):.1e} ({what})",
+            _quality(c, run),
+            f"{c.agreement(run, c.exact):.2%}",
+            units.UNKNOWN if run is c.clear else f"{c.agreement(run, c.clear):.2%}",
+            f"{_distance(run, reference):.1e} ({kind})",
         )
     console.print(table)
     if c.clear.escapes:
@@ -99,6 +118,13 @@ def show_basis(plan: Plan, console: Console) -> None:
     if plan.protocol.changes_model:
         console.print("this protocol computes another function than the model's own")
     show_trust(plan, console)
+
+
+def _quality(c: Comparison, run: Run) -> str:
+    if c.vectors:
+        return units.UNKNOWN if run is c.exact else f"{cosines(run.outputs, c.exact.outputs).min():.6f}"
+    accuracy = c.accuracy(run)
+    return units.UNKNOWN if accuracy is None else f"{accuracy:.2%}"
 
 
 def _shown(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -11,18 +12,23 @@ from safetensors.numpy import load_file
 
 from secureattn.commands.output import whole
 from secureattn.errors import InputError
-from secureattn.nn.model import Model
+from secureattn.nn.batch import Batch
+from secureattn.nn.model import Model, lines
 from secureattn.runs import Array
 
-INPUTS = (".npy", ".json", ".safetensors")
+INPUTS = (".npy", ".json", ".safetensors", ".txt")
 OUTPUTS = (".npy", ".json")
 
 
-def read_inputs(path: Path) -> Array:
-    """Inputs ``[N,S,F]`` from .npy, .json (nested lists) or .safetensors (the tensor called inputs)."""
+def read_inputs(path: Path) -> Any:
+    """Inputs ``[N,S,F]``, or numbers of tokens ``[N,S]``, from .npy, .json (nested lists) or .safetensors (the tensor
+    called inputs); texts from .txt, one a line.
+    """
     if path.suffix not in INPUTS:
         raise InputError(f"input {path} has an unknown format; it must end in {', '.join(INPUTS)}")
     try:
+        if path.suffix == ".txt":
+            return lines(path)
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
         if path.suffix == ".json":
@@ -32,18 +38,24 @@ def read_inputs(path: Path) -> Array:
         raise InputError(f"input {path} cannot be read: {error}") from error
 
 
-def outside(model: Model, inputs: Array) -> str:
+def outside(model: Model, batch: Batch) -> str:
     """What to warn of inputs that leave the interval the model was calibrated on; empty where none do."""
-    if model.ranges.input is None:
+    if model.ranges.input is None or model.config.variable:
         return ""
     low, high = model.ranges.input
-    left = int(((inputs < low) | (inputs > high)).sum())
+    left = int(((batch.values < low) | (batch.values > high)).sum())
     if not left:
         return ""
     return (
-        f"{left} of {inputs.size} input values lie outside [{low:g}, {high:g}], for which model {model.config.name} "
-        "was calibrated; approximations may leave their domains and the results may be wrong"
+        f"{left} of {batch.values.size} input values lie outside [{low:g}, {high:g}], for which model "
+        f"{model.config.name} was calibrated; approximations may leave their domains and the results may be wrong"
     )
+
+
+def cut(model: Model, inputs: Any) -> str:
+    """What to warn of texts that were cut to the tokens a model takes; empty where none were."""
+    many = model.tokenizer.cut(inputs) if isinstance(inputs, list) and isinstance(inputs[0], str) else 0
+    return f"{many} of {len(inputs)} texts were cut to {model.config.tokens} tokens" if many else ""
 
 
 def lost(scores: Array) -> str:
@@ -60,15 +72,14 @@ def check_output(path: Path) -> None:
         raise InputError(f"output {path} has an unknown format; it must end in {' or '.join(OUTPUTS)}")
 
 
-def write_outputs(path: Path, scores: Array) -> None:
-    """Scores ``[N,C]`` as .npy, or classes and scores as .json, where null stands for scores that are not finite."""
+def write_outputs(path: Path, outputs: Array, *, kind: str = "scores") -> None:
+    """Outputs ``[N,C]`` as .npy, or as .json: vectors, or classes and scores, null for what is not finite."""
     with whole(path) as draft:
         if path.suffix == ".npy":
-            np.save(draft, scores)
-        else:
-            finite = [row if np.isfinite(row).all() else None for row in scores]
-            found = {
-                "classes": [row if row is None else int(row.argmax()) for row in finite],
-                "scores": [row if row is None else row.tolist() for row in finite],
-            }
-            draft.write_text(json.dumps(found, allow_nan=False) + "\n")
+            np.save(draft, outputs)
+            return
+        finite = [row if np.isfinite(row).all() else None for row in outputs]
+        found = {f"{kind}s" if kind == "vector" else kind: [row if row is None else row.tolist() for row in finite]}
+        if kind == "scores":
+            found = {"classes": [row if row is None else int(row.argmax()) for row in finite], **found}
+        draft.write_text(json.dumps(found, allow_nan=False) + "\n")

@@ -13,30 +13,38 @@ from secureattn.commands.output import stdout
 from secureattn.errors import INSTALL
 from secureattn.ledger import machine
 from secureattn.ledger.machine import in_words
-from secureattn.resources import names
+from secureattn.nn.model import ORIGIN, Origin
+from secureattn.resources import find, names
 
 MODULES = {
     "plaintext": ("torch",),
     "ckks": ("tenseal", "zstandard", "cryptography"),
     "crypten": ("crypten", "omegaconf", "yaml", "cryptography"),
+    "text": ("tokenizers",),
 }
-"""Engine → the modules it needs."""
+"""Engine, or text as input → the modules it needs."""
 
 
 def describe() -> dict[str, Any]:
-    """Versions, machine, engines, models, protocols."""
-    engines = {}
-    for name, modules in MODULES.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        engines[name] = {"ready": not missing, "missing": missing, "command": INSTALL[name] if missing else None}
+    """Versions, machine, engines and text, weights that other packages carry, models, protocols."""
+    parts = {name: _part(modules, INSTALL[name]) for name, modules in MODULES.items()}
+    origins = {name: find("models", name) / ORIGIN for name in names("models")}
+    weights = {name: Origin.load(path) for name, path in origins.items() if path.exists()}
     return {
         "schema": 1,
         "version": __version__,
         "machine": machine(),
-        "engines": engines,
+        "engines": {name: part for name, part in parts.items() if name != "text"},
+        "text": parts["text"],
+        "weights": {name: _part((origin.package,), origin.install) for name, origin in weights.items()},
         "models": names("models"),
         "protocols": names("protocols"),
     }
+
+
+def _part(modules: tuple[str, ...], command: str) -> dict[str, Any]:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    return {"ready": not missing, "missing": missing, "command": command if missing else None}
 
 
 def show(described: dict[str, Any]) -> None:
@@ -47,12 +55,11 @@ def show(described: dict[str, Any]) -> None:
     versions = ("python", "numpy", "torch", "tenseal", "crypten")
     console.print("versions: " + ", ".join(f"{name} {here[name] or 'missing'}" for name in versions))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("engine", "here", "to get it"):
+    for heading in ("part", "here", "to get it"):
         table.add_column(heading)
-    for name, engine in described["engines"].items():
-        table.add_row(
-            name, "yes" if engine["ready"] else f"no: {', '.join(engine['missing'])}", engine["command"] or ""
-        )
+    weights = {f"weights of {name}": part for name, part in described["weights"].items()}
+    for name, part in {**described["engines"], "text": described["text"], **weights}.items():
+        table.add_row(name, "yes" if part["ready"] else f"no: {', '.join(part['missing'])}", part["command"] or "")
     console.print(table)
     console.print("models:    " + ", ".join(described["models"]))
     console.print("protocols: " + ", ".join(described["protocols"]))

@@ -16,9 +16,9 @@ from secureattn.commands.output import write_json
 from secureattn.deploy.party import Outcome, Seat, check, names
 from secureattn.errors import InputError
 from secureattn.ledger import machine, phase_table, to_json
+from secureattn.nn.batch import Batch
 from secureattn.nn.model import Model
 from secureattn.protocol import Protocol
-from secureattn.runs import Array
 
 _ROLES = {"owner": 0, "client": CLIENT}
 
@@ -49,7 +49,7 @@ def seat_of(
     return Seat(chosen, Address(address.host, address.port, launched=agent), wait_s, launched)
 
 
-def inputs_of(model: Model, seat: Seat, file: Path | None, output: Path | None) -> Array | None:
+def inputs_of(model: Model, seat: Seat, file: Path | None, output: Path | None) -> Batch | None:
     """The client's inputs; a client without files is refused, and others with them unless all were launched at once."""
     if seat.rank != CLIENT:
         if not seat.launched and (file is not None or output is not None):
@@ -58,7 +58,7 @@ def inputs_of(model: Model, seat: Seat, file: Path | None, output: Path | None) 
     if file is None or output is None:
         raise InputError("the client needs --input FILE and --output FILE")
     inference.check_output(output)
-    return model.check(inference.read_inputs(file))
+    return model.batch(inference.read_inputs(file))
 
 
 def show(outcome: Outcome, protocol: Protocol, console: Console) -> None:
@@ -72,8 +72,8 @@ def show(outcome: Outcome, protocol: Protocol, console: Console) -> None:
 
 def write(outcome: Outcome, protocol: Protocol, output: Path | None, json_file: Path | None) -> None:
     """The scores, and this party's own profile as JSON."""
-    if outcome.scores is not None and output is not None:
-        inference.write_outputs(output, outcome.scores)
+    if outcome.outputs is not None and output is not None:
+        inference.write_outputs(output, outcome.outputs, kind=outcome.kind)
     if json_file is not None:
         write_json(json_file, _document(outcome, protocol))
 

@@ -16,11 +16,13 @@ from rich.table import Table
 
 from secureattn import load_protocol
 from secureattn.approx import Realisation
-from secureattn.commands import output
+from secureattn.commands import importing, output
 from secureattn.commands.inference import read_inputs
 from secureattn.errors import InputError
 from secureattn.nn import parameters
+from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
+from secureattn.nn.huggingface import is_checkpoint
 from secureattn.nn.model import Array, Model
 from secureattn.nn.ranges import Ranges
 from secureattn.protocol import Protocol
@@ -34,7 +36,7 @@ from secureattn.train.loop import train as from_scratch
 from secureattn.train.objectives import Distillation
 from secureattn.train.ranges import calibrate as measure
 from secureattn.train.recipe import Recipe
-from secureattn.train.report import ERRORS, SiteRange, report
+from secureattn.train.report import ERRORS, SiteRange, report, report_of
 from secureattn.train.script import accuracies, write
 
 CONVERSION = Recipe(epochs=40, learning_rate=3e-3)
@@ -88,10 +90,18 @@ def _served(
 
 
 def convert(options: Options) -> None:
-    """Distil a model into one with another attention or norm and write its folder."""
+    """Convert a Hugging Face checkpoint, or distil a model into one with another attention or norm."""
     output.writable(options.json)
     torch.set_num_threads(1)
-    known, weights = _read(find("models", options.model))
+    source = find("models", options.model)
+    if is_checkpoint(source):
+        if options.attention is not None:
+            raise InputError("a checkpoint keeps its attention; convert it first, then the model that makes")
+        importing.convert(options, source)
+        return
+    if options.attention is None:
+        raise InputError("which attention? name it with --attention (a Hugging Face checkpoint would keep its own)")
+    known, weights = _read(source)
     changes = {name: getattr(options, name) for name in ("attention", "power", "norm", "activation")}
     config = replace(known, name=options.output.name, **{k: v for k, v in changes.items() if v is not None})
     split = _split(config)
@@ -116,20 +126,24 @@ def calibrate(options: Options) -> None:
     shipped = {find("models", name) / "ranges.json" for name in names("models")}
     if path.resolve() in {file.resolve() for file in shipped} and not options.overwrite:
         raise InputError(f"{path} belongs to a shipped model; name another file with -o, or add --overwrite")
-    config, weights = _read(folder)
-    inputs = read_inputs(options.samples) if options.samples else _split(config).train_inputs
-    inputs = Model(folder, config, _EMPTY).check(inputs)
+    config = ModelConfig.load(folder / "config.json")
+    model = Model(folder, config, _EMPTY)
+    weights = {name: value.numpy() for name, value in model.weights.items()}
+    inputs = model.calibration(read_inputs(options.samples) if options.samples else _split(config).train_inputs)
     with output.progress() as tell:
-        tell("calibrating", 0, 0)
-        ranges = measure(config, weights, inputs, margin=options.margin)
-        rows = report(config, weights, inputs, _targets(options, config), margin=options.margin)
+        ranges = measure(
+            config, weights, inputs, margin=options.margin, progress=lambda done, of: tell("calibrating", done, of)
+        )
+        if isinstance(inputs, Batch):
+            rows = report_of(config, ranges)
+        else:
+            rows = report(config, weights, inputs, _targets(options, config), margin=options.margin)
     with output.whole(path) as draft:
         draft.write_text(ranges.to_json())
     console = output.stdout()
     show_report(console, rows)
-    assert ranges.input is not None
-    low, high = ranges.input
-    console.print(f"{config.name}: {len(inputs)} inputs in [{low:.4g}, {high:.4g}], margin {options.margin:g}: {path}")
+    interval = "" if ranges.input is None else " in [{:.4g}, {:.4g}]".format(*ranges.input)
+    console.print(f"{config.name}: {len(inputs)} inputs{interval}, margin {options.margin:g}: {path}")
     if options.json:
         table = {"sites": [asdict(row) for row in rows], "input": ranges.input, "bounds": dict(ranges.bounds)}
         about = {"schema": 1, "model": config.name, "samples": len(inputs), "margin": options.margin, "file": str(path)}
@@ -144,10 +158,12 @@ def show_report(console: Console, rows: Iterable[SiteRange]) -> None:
     for error in ERRORS:
         table.add_column(f"degree for {error:g}", justify="right")
     for row in rows:
-        spans = [f"{low:.3g} … {high:.3g}" for low, high in (row.observed, row.central, row.target, row.domain)]
+        intervals = (row.observed, row.central, row.target, row.domain)
+        spans = ["--" if ends is None else f"{ends[0]:.3g} … {ends[1]:.3g}" for ends in intervals]
         degrees = ["--" if degree is None else str(degree) for degree in row.degrees]
         ratio = "--" if row.ratio is None else f"{row.ratio:.1f}"
-        table.add_row(row.site, row.function, *spans[:3], f"{row.outside:.2%}", spans[3], ratio, *degrees)
+        outside = "--" if row.outside is None else f"{row.outside:.2%}"
+        table.add_row(row.site, row.function, *spans[:3], outside, spans[3], ratio, *degrees)
     console.print(table)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from secureattn import __version__
 from secureattn.backends.crypten import dealer
@@ -24,9 +25,10 @@ from secureattn.backends.crypten.transport import LinkLost, Mesh, world_size
 from secureattn.errors import EngineError, InputError, SecureAttnError
 from secureattn.events import Recorder
 from secureattn.ledger import Ledger, Party
+from secureattn.nn.batch import Batch, Shape
 from secureattn.nn.model import Model
 from secureattn.plan import party_name
-from secureattn.protocol import Protocol
+from secureattn.protocol import Protocol, fitted
 from secureattn.runs.mpc import party
 from secureattn.runs.result import Array
 
@@ -46,12 +48,15 @@ class Seat:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one process brings back: class scores ``[N,C]`` at the client, and its own ledger (none at the dealer)."""
+    """What one process brings back: outputs ``[N,C]`` at the client, of the model's ``kind``, and its own ledger (none
+    at the dealer).
+    """
 
     name: str
     samples: int
-    scores: Array | None
+    outputs: Array | None
     ledger: Ledger | None
+    kind: str = "scores"
 
 
 def names(protocol: Protocol) -> list[str]:
@@ -76,27 +81,28 @@ def take_part(
     model: Model,
     protocol: Protocol,
     seat: Seat,
-    inputs: Array | None = None,
+    inputs: Batch | None = None,
     *,
     device: str = "cpu",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Do one process's part of a run. ``inputs`` are the client's ``[N,S,F]``, None at all others.
+    """Do one process's part of a run. ``inputs`` are the client's, None at all others.
 
     ``tell`` gets the one line of a process that must end because another hangs; it then ends at once, with status 1.
     """
+    protocol = fitted(protocol, model)
     check(protocol, seat.rank)
     if (inputs is not None) != (seat.rank == CLIENT):
         raise InputError("the client, and nobody else, gives inputs")
     device_of(device)
     protocol.realisations(model)  # what cannot be served is refused before anybody waits
-    own = {"samples": len(inputs)} if inputs is not None else {}
+    own = {} if inputs is None else asdict(inputs.shape)
     host, called = _own_address(seat.address), names(protocol)
     meeting = Meeting(seat.address, seat.rank, called, wait_s=seat.wait_s)
     try:
         told = meeting.agree(_facts(model, protocol), own)
         with Pulse(meeting, tell):
-            outcome = _work(model, protocol, meeting, host, int(told[CLIENT]["samples"]), inputs, device)
+            outcome = _work(model, protocol, meeting, host, _shape(told[CLIENT]), inputs, device)
             meeting.over()
         return outcome
     except LinkLost as lost:
@@ -108,7 +114,7 @@ def take_part(
 
 
 def _work(
-    model: Model, protocol: Protocol, meeting: Meeting, host: str, samples: int, inputs: Array | None, device: str
+    model: Model, protocol: Protocol, meeting: Meeting, host: str, shape: Shape, inputs: Batch | None, device: str
 ) -> Outcome:
     rank, name = meeting.rank, meeting.names[meeting.rank]
     size, recorder = world_size(protocol.mpc), Recorder()
@@ -117,21 +123,28 @@ def _work(
     with mesh:
         if rank == protocol.mpc.parties:
             dealer.serve(protocol.mpc, mesh)
-            return Outcome(name, samples, None, None)
+            return Outcome(name, shape.samples, None, None)
         from secureattn.backends.crypten.crypten_runtime import CryptenRuntime  # the dealer needs no CrypTen
 
         with recorder.phase("setup"), recorder.op("connect"):
             runtime = CryptenRuntime(protocol.mpc, mesh, device=device)
-        scores = party(MpcBackend(runtime, recorder), (model, protocol, samples, inputs))
+        outputs = party(MpcBackend(runtime, recorder), (model, protocol, shape, inputs))
         runtime.finish()
     title = f"{model.config.name} · {protocol.name}"
     ledger = Ledger(title, "crypten", (Party.of(name, recorder),), measured=True)
-    return Outcome(name, samples, None if scores is None else scores[:, 0], ledger)
+    return Outcome(name, shape.samples, outputs, ledger, model.config.output)
+
+
+def _shape(told: Mapping[str, Any]) -> Shape:
+    """What the client said of its inputs."""
+    lengths = told["lengths"]
+    return Shape(int(told["samples"]), int(told["tokens"]), None if lengths is None else tuple(map(int, lengths)))
 
 
 def _facts(model: Model, protocol: Protocol) -> dict[str, str]:
     """What all processes must have in common; the weights are the owner's own business."""
-    served = (protocol.functions, protocol.sites, protocol.softmax, asdict(protocol.mpc))
+    beyond = None if protocol.beyond is None else asdict(protocol.beyond)
+    served = (protocol.functions, protocol.sites, protocol.softmax, beyond, protocol.embedding, asdict(protocol.mpc))
     described = {
         "protocol": (protocol.name, json.dumps(served, sort_keys=True, default=dict)),
         "model": (model.config.name, model.config.to_json() + model.ranges.to_json()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,11 @@ NORMS = {"layernorm": "rsqrt", "rmsnorm": "rsqrt", "batchnorm": None, "dyt": "ta
 """Norm → the function it computes at run time."""
 STATISTICS_FREE = ("dyt", "derf")
 """Norms that are a function of each element alone, ``f(α·x)`` with a learnt α."""
-ACTIVATIONS = ("gelu", "silu", "relu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+INPUTS = ("features", "tokens", "embedded")
+OUTPUTS = ("scores", "vector", "next")
+POOLINGS = ("mean", "first")
+POSITIONS = ("learned", "rotary")
 
 
 def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
@@ -26,13 +30,26 @@ def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> b
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A transformer encoder for classification; with LayerNorm the head reads the stream less its mean over features.
+    """A transformer: encoders that classify or give vectors, decoders that score the next token.
 
-    ``tokens`` S, ``features`` per token before embedding, ``width`` D, ``heads`` H, ``hidden`` FFN width, ``classes``.
-    ``attention`` is one of ATTENTIONS, with ``power`` and ``attention_epsilon`` where it has them; ``activation`` is
-    one of ACTIVATIONS. ``norm`` is one of NORMS: ``layernorm`` and ``rmsnorm`` need statistics of the features at run
-    time, ``batchnorm`` folds into the next linear layer, ``dyt`` (arXiv 2503.10622) and ``derf`` are ``tanh(α·x)`` and
-    ``erf(α·x)``.
+    What goes in (``input``): ``features``, numbers ``[tokens, features]``, as many tokens in every input; or
+    ``tokens``, at most ``tokens`` of them from a vocabulary of ``features``; or, as a protocol may serve such a model,
+    ``embedded``, the same tokens as rows that whoever has them looked up. What comes out (``output``): ``scores`` of
+    ``classes``, from the ``pooling`` of all tokens (their mean, or the first); a ``vector``, that pooling itself,
+    divided by its length if ``unit``; either through a layer with tanh where there is a ``pooler``; or ``next``, scores
+    of the token after each.
+
+    ``width`` D, ``heads`` H of ``head_size`` Dh (D/H), ``kv_heads`` of keys and values, fewer where several heads share
+    them (H), ``hidden`` FFN width, ``gated``: the activation multiplies a second layer's values. ``attention`` is one
+    of ATTENTIONS, with ``power`` and ``attention_epsilon`` where it has them, ``by_layer`` those of each layer where
+    they differ; ``causal``: no token sees a later one.
+    ``positions`` are ``learned`` addends or ``rotary``, turned into queries and keys with ``rotary_base``.
+
+    ``norm`` is one of NORMS: ``layernorm`` and ``rmsnorm`` need statistics of the features at run time, ``batchnorm``
+    folds into the next linear layer, ``dyt`` (arXiv 2503.10622) and ``derf`` are ``tanh(α·x)`` and ``erf(α·x)``. It
+    stands before attention and FFN, or, with ``norm_after``, after each sum with what went in; ``embed_norm`` and
+    ``final_norm``: one more after the embedding and before the output. ``tied``: the embedding's table is the head's
+    too. Without a final norm, the head of a model with LayerNorm reads the stream less its mean over features.
     """
 
     name: str
@@ -49,62 +66,133 @@ class ModelConfig:
     norm: str = "layernorm"
     norm_epsilon: float = 1e-5
     activation: str = "gelu"
+    input: str = "features"
+    output: str = "scores"
+    pooling: str = "mean"
+    pooler: bool = False
+    unit: bool = False
+    head_size: int | None = None
+    kv_heads: int | None = None
+    gated: bool = False
+    causal: bool = False
+    positions: str = "learned"
+    rotary_base: float = 10000.0
+    norm_after: bool = False
+    embed_norm: bool = False
+    final_norm: bool = False
+    tied: bool = False
+    by_layer: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        wrong = [
-            f"{name} must be a positive whole number, not {getattr(self, name)!r}"
-            for name in ("tokens", "features", "width", "heads", "hidden", "layers", "classes", "power")
-            if not _is_number(getattr(self, name), int) or getattr(self, name) < 1
-        ]
-        if not wrong and self.width % self.heads:
-            wrong.append(f"width {self.width} does not divide into {self.heads} heads")
-        if self.attention not in ATTENTIONS:
-            wrong.append(f"attention {self.attention!r} is none of {', '.join(ATTENTIONS)}")
-        if self.norm not in NORMS:
-            wrong.append(f"norm {self.norm!r} is none of {', '.join(NORMS)}")
-        if self.activation not in ACTIVATIONS:
-            wrong.append(f"activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}")
-        if not wrong and self.attention.startswith("power") and self.power % 2:
-            wrong.append(f"power must be even, not {self.power}")
-        wrong += [
-            f"{name} must be a positive number, not {getattr(self, name)!r}"
-            for name in ("attention_epsilon", "norm_epsilon")
-            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) < math.inf
-        ]
+        wrong = [*self._wrong_sizes(), *self._wrong_kinds()]
+        wrong = wrong or [*self._wrong_together()]
         if wrong:
             raise ProtocolError(f"model {self.name!r}", wrong)
 
+    def _wrong_sizes(self) -> Iterator[str]:
+        optional = [name for name in ("head_size", "kv_heads") if getattr(self, name) is not None]
+        for name in ("tokens", "features", "width", "heads", "hidden", "layers", "classes", "power", *optional):
+            if not _is_number(getattr(self, name), int) or getattr(self, name) < 1:
+                yield f"{name} must be a positive whole number, not {getattr(self, name)!r}"
+        for name in ("attention_epsilon", "norm_epsilon", "rotary_base"):
+            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) < math.inf:
+                yield f"{name} must be a positive number, not {getattr(self, name)!r}"
+
+    def _wrong_kinds(self) -> Iterator[str]:
+        kinds = {"attention": ATTENTIONS, "norm": tuple(NORMS), "activation": ACTIVATIONS, "input": INPUTS}
+        kinds |= {"output": OUTPUTS, "pooling": POOLINGS, "positions": POSITIONS}
+        for name, known in kinds.items():
+            if getattr(self, name) not in known:
+                yield f"{name} {getattr(self, name)!r} is none of {', '.join(known)}"
+        if self.by_layer and (len(self.by_layer) != self.layers or not set(self.by_layer) <= set(ATTENTIONS)):
+            yield f"by_layer must name an attention for each of {self.layers} layers, not {list(self.by_layer)}"
+        for name in ("pooler", "unit", "gated", "causal", "norm_after", "embed_norm", "final_norm", "tied"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name} must be true or false, not {getattr(self, name)!r}"
+
+    def _wrong_together(self) -> Iterator[str]:
+        if self.head_size is None and self.width % self.heads:
+            yield f"width {self.width} does not divide into {self.heads} heads"
+        if self.heads % (self.kv_heads or self.heads):
+            yield f"{self.heads} heads do not share {self.kv_heads} heads of keys and values evenly"
+        if self.attention.startswith("power") and self.power % 2:
+            yield f"power must be even, not {self.power}"
+        if self.positions == "rotary" and self.head_width % 2:
+            yield f"rotary positions need an even head width, not {self.head_width}"
+        if (self.norm_after or self.embed_norm or self.final_norm) and self.norm not in ("layernorm", "rmsnorm"):
+            yield f"norm {self.norm} stands before attention and FFN alone; norms elsewhere are layernorm or rmsnorm"
+        if self.norm_after != self.embed_norm or (self.norm_after and self.final_norm):
+            yield "norms after attention and FFN go with one after the embedding and none before the output"
+        if self.pooler and self.output == "next":
+            yield "a pooler goes with scores of classes or a vector, not with scores of the next token"
+        if self.unit and self.output != "vector":
+            yield f"only a vector is divided by its length, not {self.output}"
+        vocabulary = self.features if self.input == "tokens" else self.classes
+        outputs = {"vector": self.width, "next": vocabulary}.get(self.output, self.classes)
+        if self.classes != outputs:
+            yield f"classes must be {outputs} for the output {self.output}, not {self.classes}"
+        if self.output == "next" and not (self.variable and self.causal):
+            yield "scores of the next token are for causal models of tokens"
+        if self.input == "embedded" and self.features != self.width:
+            yield f"rows looked up have {self.width} features, not {self.features}"
+        if self.tied and self.output != "next":
+            yield f"the embedding's table is the head's only where the output is next, not {self.output}"
+        unmasked = [name for name in self.by_layer or (self.attention,) if not VARIANTS[name].masks]
+        if unmasked and (self.variable or self.causal):
+            yield f"attention {', '.join(unmasked)} cannot hide keys, which tokens of any number and causal models need"
+
+    @property
+    def variable(self) -> bool:
+        """Whether inputs may have fewer than ``tokens`` tokens."""
+        return self.input != "features"
+
     @property
     def head_width(self) -> int:
-        """Dh = D/H."""
-        return self.width // self.heads
+        """Dh."""
+        return self.head_size or self.width // self.heads
+
+    @property
+    def shared_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
 
     @property
     def variant(self) -> Attention:
         """The attention variant."""
         return VARIANTS[self.attention]
 
-    def own_parameters(self) -> Mapping[str, tuple[int, ...]]:
-        """Name → shape of what the attention variant learns in a layer beside its four matrices."""
-        return self.variant.parameters(self.heads, self.tokens)
+    def variant_of(self, layer: int) -> Attention:
+        """The attention variant of one layer."""
+        return VARIANTS[self.by_layer[layer]] if self.by_layer else self.variant
 
-    def layer_sites(self) -> dict[str, str]:
+    def own_parameters(self, layer: int) -> Mapping[str, tuple[int, ...]]:
+        """Name → shape of what the attention variant learns in a layer beside its four matrices."""
+        return self.variant_of(layer).parameters(self.heads, self.tokens)
+
+    def layer_sites(self, layer: int) -> dict[str, str]:
         """Every place in a layer where a function of one variable is computed → the function's name."""
         found: dict[str, str] = {}
         norm = NORMS[self.norm]
         if norm:
             found |= {"attention/norm": norm, "ffn/norm": norm}
-        found |= {f"attention/{site}": function for site, function in self.variant.sites.items()}
+        found |= {f"attention/{site}": function for site, function in self.variant_of(layer).sites.items()}
         return {**found, f"ffn/{self.activation}": self.activation}
 
     def sites(self) -> dict[str, str]:
-        """The same for all layers, by path."""
-        layer = self.layer_sites()
-        return {f"layer.{i}/{site}": function for i in range(self.layers) for site, function in layer.items()}
+        """The same for the whole model, by path."""
+        found = {f"layer.{i}/{site}": f for i in range(self.layers) for site, f in self.layer_sites(i).items()}
+        before = {"embed/norm": "rsqrt"} if self.embed_norm and self.input != "embedded" else {}
+        after = {"head/norm": "rsqrt"} if self.final_norm else {}
+        after |= {"head/tanh": "tanh"} if self.pooler else {}
+        after |= {"head/unit": "rsqrt"} if self.unit else {}
+        return {**before, **found, **after}
 
     def to_json(self) -> str:
-        """The text of config.json."""
-        return json.dumps({"format": 1, **asdict(self)}, indent=2) + "\n"
+        """The text of config.json: what a plain encoder has, and whatever differs from one."""
+        plain = {f.name: f.default for f in fields(self)}
+        always = list(plain)[: list(plain).index("input")]
+        stated = {name: value for name, value in asdict(self).items() if name in always or value != plain[name]}
+        return json.dumps({"format": 1, **stated}, indent=2) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> ModelConfig:
@@ -121,4 +209,7 @@ class ModelConfig:
         wrong += [f"missing key {key!r}" for key in sorted(required - set(raw))]
         if wrong:
             raise ProtocolError(f"model config {path}", wrong)
-        return cls(**{key: value for key, value in raw.items() if key != "format"})
+        values = {key: value for key, value in raw.items() if key != "format"}
+        if isinstance(values.get("by_layer"), list):
+            values["by_layer"] = tuple(map(str, values["by_layer"]))
+        return cls(**values)

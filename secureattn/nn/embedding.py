@@ -8,10 +8,15 @@ but S and V.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from secureattn.errors import InputError
+from secureattn.nn.config import ModelConfig
+from secureattn.nn.fold import embedding
 from secureattn.tensor import Tensor, Weight
 
 Array = npt.NDArray[np.float64]
@@ -37,6 +42,34 @@ def looked_up(tokens: npt.ArrayLike, table: Array) -> Array:
     """``[B,S]`` token numbers → ``[B,S,D]`` by a public table ``[V,D]``, in the clear at the client."""
     rows: Array = np.asarray(table, dtype=np.float64)[_checked(tokens, len(table))]
     return rows
+
+
+def at_client(config: ModelConfig, weights: Mapping[str, torch.Tensor], tokens: npt.ArrayLike) -> Array:
+    """The rows a network starts from, ``[B,S]`` token numbers → ``[B,S,D]``, in the clear by whoever has the tokens and
+    a public table: looked up, with positions, and normed where a norm follows, but for its gain and bias, which are in
+    the weights (see ``fold``).
+    """
+    embed = embedding(config, weights)
+    x = torch.as_tensor(looked_up(tokens, embed.weight.T.numpy()))
+    x = x + (embed.bias[: x.shape[1]] if embed.bias.ndim == 2 else embed.bias)
+    if config.norm == "layernorm":
+        x = x - x.mean(-1, keepdim=True)
+    if config.embed_norm:
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + config.norm_epsilon)
+    return x.numpy()
+
+
+def all_squares(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+    """The least and the largest ``mean(x²) + ε`` over features, less their mean under LayerNorm, of any token anywhere:
+    what the inverse root of a norm after the embedding is given.
+    """
+    embed = embedding(config, weights)
+    rows, places = embed.weight.T, embed.bias.reshape(-1, config.width)
+    if config.norm == "layernorm":
+        rows, places = (x - x.mean(-1, keepdim=True) for x in (rows, places))
+    squares = rows.square().sum(-1, keepdim=True) + places.square().sum(-1) + 2 * (rows @ places.T)
+    squares = squares / config.width + config.norm_epsilon
+    return float(squares.min()), float(squares.max())
 
 
 def _checked(tokens: npt.ArrayLike, vocabulary: int) -> npt.NDArray[np.int64]:

@@ -2,20 +2,22 @@
 
 Exact in real arithmetic, and differentiable, so training runs the very program that is later encrypted:
 
-- LayerNorm's mean: the stream is read through norms, which take its mean off, and by the head, which in these models
-  reads ``x − mean(x)`` by definition; so every layer that writes to it writes centred values (``C = I − 11ᵀ/D`` from
-  the left) and nothing computes a mean;
-- gains and biases of norms (all of a BatchNorm) go into the linear layer that follows, ``1/√Dh`` into the queries;
+- LayerNorm's mean: the stream is read through norms, which take its mean off, and by the head, which without a final
+  norm reads ``x − mean(x)`` by definition; so every layer that writes to it writes centred values (``C = I − 11ᵀ/D``
+  from the left) and nothing computes a mean;
+- gains and biases of norms (all of a BatchNorm) go into the linear layers that follow, ``1/√Dh`` into the queries.
+  Where norms come after the sums, the sum needs the normed value itself: ``C·(gain·x + bias)`` is D more outputs of
+  the linear layer that reads x anyway, so it takes no step of its own;
 - the affine map of a polynomial's domain goes into what computes its argument: the FFN's first layer for its
   activation, a norm's α, the queries for a function of the scores, the scores (through the queries) for the
   normaliser of homogeneous weights, ``1/D`` of the norm into the polynomial itself;
-- the mean over tokens at the end becomes a sum, ``1/S`` goes into the head.
+- the mean over tokens at the end, where all inputs have the same number, becomes a sum, ``1/S`` goes into the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -38,6 +40,9 @@ class Linear:
 class FoldedLayer:
     """One block: its four linear layers, its functions on folded arguments by site (none where a norm vanished), what
     else is multiplied with secrets (``extras``: a norm's α, what the attention variant learnt), and its constants.
+
+    ``qkv``: queries, keys, values; ``ffn_in``: the activation's argument, and its partner where gated; with norms after
+    the sums both have D more outputs, what goes into the sum.
     """
 
     qkv: Linear
@@ -52,27 +57,80 @@ class FoldedLayer:
 
 @dataclass(frozen=True)
 class Folded:
-    """A whole model, folded."""
+    """A whole model, folded. ``embed``: None where rows come in looked up; ``pooler``: None without one; ``head``: None
+    where the stream itself is the vector; ``outer``: functions outside the layers, by site.
+    """
 
     config: ModelConfig
-    embed: Linear
+    embed: Linear | None
     layers: tuple[FoldedLayer, ...]
-    head: Linear
+    head: Linear | None
+    pooler: Linear | None = None
+    outer: Mapping[str, Realisation] = field(default_factory=dict)
 
     def functions(self) -> dict[str, Realisation]:
         """Site → the function that serves it, on the folded argument (the sites of ``ModelConfig.sites``)."""
-        return {f"layer.{i}/{site}": f for i, layer in enumerate(self.layers) for site, f in layer.functions.items()}
+        inner = {f"layer.{i}/{site}": f for i, layer in enumerate(self.layers) for site, f in layer.functions.items()}
+        return {**inner, **self.outer}
 
 
 def fold(config: ModelConfig, weights: Weights, realisations: Mapping[str, Realisation]) -> Folded:
     """Fold a model's weights for the realisations that will serve its sites (see ``ModelConfig.sites``)."""
-    embed = Linear(weights["embed.weight"], weights["position"] + weights["embed.bias"])
+    embed = None if config.input == "embedded" else embedding(config, weights)
     layers = tuple(_fold_layer(config, weights, realisations, i) for i in range(config.layers))
-    head = Linear(weights["head.weight"] / config.tokens, weights["head.bias"] / config.tokens)
     if config.norm == "layernorm":
-        embed = _centred(embed)
+        embed = embed and _centred(embed)
         layers = tuple(replace(x, output=_centred(x.output), ffn_out=_centred(x.ffn_out)) for x in layers)
-    return Folded(config, embed, layers, head)
+    outer = {site: realisations[site] for site in config.sites() if not site.startswith("layer.")}
+    for site in ("embed/norm", "head/norm"):
+        if site in outer:
+            outer[site] = _fold_norm(config, outer[site])
+    pooler = None
+    if config.pooler:
+        outer["head/tanh"], slope, shift = _fold_affine(outer["head/tanh"])
+        read = _after(config, weights, Linear(weights["pooler.weight"], weights["pooler.bias"]))
+        pooler = Linear(read.weight * slope, read.bias * slope + shift)
+    return Folded(config, embed, layers, _head(config, weights), pooler, outer)
+
+
+def embedding(config: ModelConfig, weights: Weights) -> Linear:
+    """What makes the stream of one-hot tokens or features; the bias holds the positions."""
+    bias = weights["embed.bias"]
+    bias = weights["position"][: config.tokens] + bias if config.positions == "learned" else bias
+    return Linear(weights["embed.weight"], bias)
+
+
+def _head(config: ModelConfig, weights: Weights) -> Linear | None:
+    if config.output == "vector" and config.pooler:
+        return None
+    if config.output == "vector":
+        one = torch.ones(config.width, dtype=weights["embed.bias"].dtype)
+        return _after(config, weights, Linear(torch.diag(one), 0 * one)) if last_norm(config) else None
+    matrix = weights["embed.weight"].T if config.tied else weights["head.weight"]
+    head = Linear(matrix, weights["head.bias"])
+    head = head if config.pooler else _after(config, weights, head)
+    if config.pooling == "mean" and not config.variable and not config.pooler:
+        head = Linear(head.weight / config.tokens, head.bias / config.tokens)
+    return head
+
+
+def last_norm(config: ModelConfig) -> str | None:
+    """The norm whose gain and bias the output reads."""
+    if config.norm_after:
+        return f"layer.{config.layers - 1}.ffn.norm"
+    return "final.norm" if config.final_norm else None
+
+
+def norms_read(config: ModelConfig, i: int) -> tuple[str, str]:
+    """The norms whose gain and bias the linear layers of block i read, in attention and in the FFN."""
+    if not config.norm_after:
+        return f"layer.{i}.attention.norm", f"layer.{i}.ffn.norm"
+    return f"layer.{i - 1}.ffn.norm" if i else "embed.norm", f"layer.{i}.attention.norm"
+
+
+def _after(config: ModelConfig, weights: Weights, linear: Linear) -> Linear:
+    norm = last_norm(config)
+    return _after_norm(config, weights, norm, linear) if norm else linear
 
 
 def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str, Realisation], i: int) -> FoldedLayer:
@@ -81,8 +139,8 @@ def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str
         part: Linear(weights[f"{at}.{part}.weight"], weights[f"{at}.{part}.bias"])
         for part in ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.in", "ffn.out")
     }
-    functions = {site: realisations[f"{at}/{site}"] for site in config.layer_sites()}
-    extras = _extras(config, weights, at)
+    functions = {site: realisations[f"{at}/{site}"] for site in config.layer_sites(i)}
+    extras = _extras(config, weights, i)
     for norm in ("attention/norm", "ffn/norm"):
         if config.norm in STATISTICS_FREE:
             functions[norm], slope = _fold_slope(functions[norm])
@@ -91,17 +149,25 @@ def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str
             functions[norm] = _fold_norm(config, functions[norm])
     activation = f"ffn/{config.activation}"
     functions[activation], slope, shift = _fold_affine(functions[activation])
-    attention, epsilon, factor, scale = _fold_scores(config, functions)
+    attention, epsilon, factor, scale = _fold_scores(config, i, functions)
     query = linear["attention.query"]
-    factor *= config.variant.prescale(config.tokens) / config.head_width**0.5
+    factor *= config.variant_of(i).prescale(config.tokens) / config.head_width**0.5
     query = Linear(query.weight * factor, query.bias * factor)
-    read = (query, linear["attention.key"], linear["attention.value"])
-    qkv = Linear(torch.cat([x.weight for x in read]), torch.cat([x.bias for x in read]))
-    ffn_in = _after_norm(config, weights, f"{at}.ffn.norm", linear["ffn.in"])
+    before_attention, before_ffn = norms_read(config, i)
+    ffn_in = _after_norm(config, weights, before_ffn, linear["ffn.in"])
+    ffn_in = Linear(ffn_in.weight * slope, ffn_in.bias * slope + shift)
+    if config.gated:
+        partner = Linear(weights[f"{at}.ffn.up.weight"], weights[f"{at}.ffn.up.bias"])
+        ffn_in = _stacked(ffn_in, _after_norm(config, weights, before_ffn, partner))
+    qkv = _stacked(query, linear["attention.key"], linear["attention.value"])
+    qkv = _after_norm(config, weights, before_attention, qkv)
+    if config.norm_after:
+        qkv = _stacked(qkv, _kept(config, weights, before_attention))
+        ffn_in = _stacked(ffn_in, _kept(config, weights, before_ffn))
     return FoldedLayer(
-        qkv=_after_norm(config, weights, f"{at}.attention.norm", qkv),
+        qkv=qkv,
         output=linear["attention.output"],
-        ffn_in=Linear(ffn_in.weight * slope, ffn_in.bias * slope + shift),
+        ffn_in=ffn_in,
         ffn_out=linear["ffn.out"],
         functions={**functions, **attention},
         extras=extras,
@@ -110,9 +176,20 @@ def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str
     )
 
 
-def _extras(config: ModelConfig, weights: Weights, at: str) -> dict[str, torch.Tensor]:
-    learnt = {name: weights[f"{at}.attention.{name}"] for name in config.own_parameters()}
-    extras = {f"attention/{name}": value for name, value in config.variant.weights(learnt, config.tokens).items()}
+def _kept(config: ModelConfig, weights: Weights, norm: str) -> Linear:
+    """What goes into a sum beside a block's output: the normed stream, centred where the next norm would centre it."""
+    linear = Linear(torch.diag(weights[f"{norm}.gain"]), weights[f"{norm}.bias"])
+    return _centred(linear) if config.norm == "layernorm" else linear
+
+
+def _stacked(*linear: Linear) -> Linear:
+    return Linear(torch.cat([x.weight for x in linear]), torch.cat([x.bias for x in linear]))
+
+
+def _extras(config: ModelConfig, weights: Weights, i: int) -> dict[str, torch.Tensor]:
+    at, variant = f"layer.{i}", config.variant_of(i)
+    learnt = {name: weights[f"{at}.attention.{name}"] for name in config.own_parameters(i)}
+    extras = {f"attention/{name}": value for name, value in variant.weights(learnt, config.tokens).items()}
     if config.norm in STATISTICS_FREE:
         extras |= {f"{part}/norm": weights[f"{at}.{part}.norm.alpha"] for part in ("attention", "ffn")}
     return extras
@@ -152,10 +229,10 @@ def _fold_norm(config: ModelConfig, rsqrt: Realisation) -> Realisation:
 
 
 def _fold_scores(
-    config: ModelConfig, functions: Mapping[str, Realisation]
+    config: ModelConfig, i: int, functions: Mapping[str, Realisation]
 ) -> tuple[dict[str, Realisation], float, float, float]:
     """The attention's functions on folded scores, the ε that goes with them, the queries' factor, the scores' scale."""
-    variant, epsilon = config.variant, config.attention_epsilon
+    variant, epsilon = config.variant_of(i), config.attention_epsilon
     if variant.on_scores is not None:
         site = f"attention/{variant.on_scores}"
         folded, slope = _fold_slope(functions[site])

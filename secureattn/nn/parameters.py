@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,26 +21,30 @@ FORMAT = "1"
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name → shape of every parameter; matrices are ``[Dout,Din]``."""
     d, h = config.width, config.hidden
-    found: dict[str, tuple[int, ...]] = {
-        "embed.weight": (d, config.features),
-        "embed.bias": (d,),
-        "position": (config.tokens, d),
-        "head.weight": (config.classes, d),
-        "head.bias": (config.classes,),
-    }
+    own, shared = config.heads * config.head_width, config.shared_heads * config.head_width
+    found: dict[str, tuple[int, ...]] = {"embed.weight": (d, config.features), "embed.bias": (d,)}
+    if config.positions == "learned":
+        found["position"] = (config.tokens, d)
+    if config.output != "vector":
+        found |= {"head.weight": (config.classes, d)} if not config.tied else {}
+        found["head.bias"] = (config.classes,)
+    if config.pooler:
+        found |= {"pooler.weight": (d, d), "pooler.bias": (d,)}
+    for norm, there in (("embed.norm", config.embed_norm), ("final.norm", config.final_norm)):
+        found |= {f"{norm}.gain": (d,), f"{norm}.bias": (d,)} if there else {}
     for i in range(config.layers):
-        for part in ("query", "key", "value", "output"):
-            found[f"layer.{i}.attention.{part}.weight"] = (d, d)
-            found[f"layer.{i}.attention.{part}.bias"] = (d,)
-        found[f"layer.{i}.ffn.in.weight"], found[f"layer.{i}.ffn.in.bias"] = (h, d), (h,)
-        found[f"layer.{i}.ffn.out.weight"], found[f"layer.{i}.ffn.out.bias"] = (d, h), (d,)
+        sizes = {"query": (own, d), "key": (shared, d), "value": (shared, d), "output": (d, own)}
+        linear = {f"attention.{part}": size for part, size in sizes.items()}
+        linear |= {"ffn.in": (h, d), "ffn.out": (d, h), **({"ffn.up": (h, d)} if config.gated else {})}
+        for part, size in linear.items():
+            found[f"layer.{i}.{part}.weight"], found[f"layer.{i}.{part}.bias"] = size, size[:1]
         for part in ("attention", "ffn"):
             statistics = ("mean", "variance") if config.norm == "batchnorm" else ()
             for name in ("gain", "bias", *statistics):
                 found[f"layer.{i}.{part}.norm.{name}"] = (d,)
             if config.norm in STATISTICS_FREE:
                 found[f"layer.{i}.{part}.norm.alpha"] = (1,)
-        for name, shape in config.own_parameters().items():
+        for name, shape in config.own_parameters(i).items():
             found[f"layer.{i}.attention.{name}"] = shape
     return found
 
@@ -79,6 +83,21 @@ def load(path: Path, config: ModelConfig) -> Parameters:
         raise InputError(f"weights {path} cannot be read: {error}") from error
     if version != FORMAT:
         raise InputError(f"weights {path} have format {version}, this release reads {FORMAT}")
+    check(f"weights {path}", arrays, config)
+    return arrays
+
+
+def some(path: Path, names: Iterable[str]) -> Parameters:
+    """Some parameters of a file as float64, and nothing else of it read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name).astype(np.float64) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"weights {path} cannot be read: {error}") from error
+
+
+def check(subject: str, arrays: Mapping[str, Array], config: ModelConfig) -> None:
+    """ProtocolError naming every missing, surplus, misshapen or non-finite parameter."""
     wanted = shapes(config)
     wrong = [f"missing {name}" for name in sorted(wanted.keys() - arrays.keys())]
     wrong += [f"unknown {name}" for name in sorted(arrays.keys() - wanted.keys())]
@@ -88,5 +107,4 @@ def load(path: Path, config: ModelConfig) -> Parameters:
         elif not np.isfinite(arrays[name]).all():
             wrong.append(f"{name} holds values that are not finite")
     if wrong:
-        raise ProtocolError(f"weights {path}", wrong)
-    return arrays
+        raise ProtocolError(subject, wrong)

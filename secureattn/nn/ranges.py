@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from secureattn.approx import FUNCTIONS, Interval
+from secureattn.approx.realisation import on_arrays
 from secureattn.errors import ProtocolError
 from secureattn.nn.config import ModelConfig
+
+_POINTS = 257
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,20 @@ class Ranges:
             "bounds": dict(sorted(self.bounds.items())),
         }
         return json.dumps(raw, indent=2) + "\n"
+
+    def largest(self, config: ModelConfig) -> tuple[str, float]:
+        """Where the largest magnitude is of an argument or a value of a program's functions on their domains, and what.
+
+        The argument of a norm is a sum of squares, so it bounds the stream as well. No site, and 1, without functions.
+        """
+        found = {site: self._reach(config, site, function) for site, function in config.sites().items()}
+        return max(found.items(), key=lambda item: item[1], default=("", 1.0))
+
+    def _reach(self, config: ModelConfig, site: str, function: str) -> float:
+        low, high = self.domains[site]
+        values = on_arrays(FUNCTIONS[function].TRUE)(np.linspace(low, high, _POINTS))
+        squares = config.width if site.endswith("/norm") and function == "rsqrt" else 1
+        return max(squares * max(abs(low), abs(high)), float(np.abs(values).max()))
 
     @classmethod
     def load(cls, path: Path, config: ModelConfig) -> Ranges:

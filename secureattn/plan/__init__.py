@@ -9,12 +9,13 @@ from dataclasses import replace
 from secureattn.backends.ckks import calibration, processes
 from secureattn.backends.ckks.costs import TYPICAL, Costs
 from secureattn.errors import CapabilityError, PlanError
+from secureattn.nn.batch import Shape
 from secureattn.nn.model import Model
 from secureattn.plan.base import CkksPlan, MpcPlan, Plan, party_name
 from secureattn.plan.choice import HIDING_BITS, Progress
 from secureattn.plan.ckks import plan_ckks, program_depth
 from secureattn.plan.mpc import plan_mpc, run_symbolic_party
-from secureattn.protocol import Protocol
+from secureattn.protocol import Protocol, fitted
 
 __all__ = [
     "HIDING_BITS",
@@ -36,9 +37,11 @@ def make_plan(
     workers: int | None = None,
     progress: Progress | None = None,
     costs: Costs | None = None,
+    shape: Shape | None = None,
 ) -> Plan:
     """Plan a run over ``samples`` queries on ``workers`` processes (CKKS; every core unless given), whose primitives
-    take what ``costs`` says (those measured on this machine, or typical ones, unless given); raises a PlanError or
+    take what ``costs`` says (those measured on this machine, or typical ones, unless given). ``shape``: how many tokens
+    the queries have, the model's most unless given. Raises a PlanError or
     ProtocolError that says what would help.
     """
     workers = processes.cores() if workers is None else workers
@@ -46,11 +49,13 @@ def make_plan(
         raise PlanError(f"a plan needs at least 1 worker, not {workers}")
     if samples < 1:
         raise PlanError(f"a plan needs at least 1 sample, not {samples}")
+    protocol = fitted(protocol, model)
     realisations = protocol.realisations(model)
     warnings = tuple(w for w in (protocol.mpc.warning if protocol.engine == "crypten" else None,) if w)
     if costs is None:
         costs = calibration.current() if protocol.engine == "ckks" else TYPICAL
     draft = Plan(model, protocol, samples, realisations, workers=workers, costs=costs, warnings=warnings)
+    draft = draft if shape is None else draft.at(shape)
     _check_capabilities(draft)
     if protocol.engine == "ckks":
         return replace(draft, ckks=plan_ckks(draft, progress or (lambda _: None)))
@@ -70,10 +75,11 @@ def program_cost(draft: Plan) -> int:
 def _check_capabilities(draft: Plan) -> None:
     if draft.protocol.engine != "ckks":
         return
-    variant = draft.config.variant
+    config = draft.config
     wrong = [
         f"attention {variant.name} needs {capability.value}, which the ckks engine lacks; choose another variant, or "
         "run the model on secret shares"
+        for variant in {v.name: v for v in map(config.variant_of, range(config.layers))}.values()
         for capability in sorted(variant.needs, key=lambda c: c.value)
     ]
     wrong += [

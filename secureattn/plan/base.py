@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from secureattn.approx import Realisation
 from secureattn.backends.ckks.costs import TYPICAL, Costs
@@ -14,11 +14,14 @@ from secureattn.backends.ckks.units import Path
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.events import Recorder
 from secureattn.ledger import PLANNED, Ledger
+from secureattn.nn.batch import Shape
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.fold import Folded, fold
 from secureattn.nn.model import Model
 from secureattn.plan.memory import Memory
 from secureattn.protocol import Protocol
+
+_TOGETHER = 1 << 24  # elements of the largest tensor of a part: one-hot rows, a layer's values, or scores
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class MpcPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run: the realisation of every site, the folded program, and one engine's part."""
+    """What will run: the realisation of every site, the folded program, and one engine's part. ``tokens`` and
+    ``lengths``: those of inputs that may have any number, the model's most and all equal unless given.
+    """
 
     model: Model
     protocol: Protocol
@@ -91,11 +96,34 @@ class Plan:
     ckks: CkksPlan | None = None
     mpc: MpcPlan | None = None
     warnings: tuple[str, ...] = field(default=())
+    tokens: int | None = None
+    lengths: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """What is public of the inputs."""
+        return Shape(self.samples, self.tokens or self.model.config.tokens, self.lengths)
+
+    def at(self, shape: Shape) -> Plan:
+        """The same for other inputs."""
+        if not self.model.config.variable:
+            return replace(self, samples=shape.samples)
+        return replace(self, samples=shape.samples, tokens=shape.tokens, lengths=shape.lengths)
 
     @property
     def config(self) -> ModelConfig:
-        """The model's config, its softmax computed the way the protocol says."""
-        return self.protocol.served(self.model.config)
+        """The model's config as the protocol serves it, for as many tokens as the longest input has."""
+        served = self.protocol.served(self.model.config, self.model.ranges)
+        return replace(served, tokens=self.shape.tokens) if served.variable else served
+
+    @property
+    def parts(self) -> list[tuple[int, ...]]:
+        """Inputs that run together, by number: of models of tokens as many as memory should hold at once."""
+        config = self.config
+        if not config.variable:
+            return [tuple(range(self.samples))]
+        token = max(config.features, 2 * config.hidden, config.heads * self.shape.tokens)
+        return self.shape.parts(max(_TOGETHER // token, 1))
 
     @property
     def title(self) -> str:

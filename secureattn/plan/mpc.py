@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from secureattn.approx import FUNCTIONS
-from secureattn.approx.realisation import on_arrays
+from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.tensor import MpcTensor
 from secureattn.backends.symbolic import SymbolicMpc
 from secureattn.errors import PlanError
 from secureattn.ledger import Ledger, Party
+from secureattn.nn.batch import Shape
+from secureattn.nn.config import ModelConfig
 from secureattn.nn.encoder import Encoder
 from secureattn.plan.base import MpcPlan, Plan, party_name
 
 _SIGNED_BITS = 63
-_POINTS = 257
 
 
 def plan_mpc(draft: Plan) -> MpcPlan:
@@ -32,42 +34,40 @@ def plan_mpc(draft: Plan) -> MpcPlan:
 
 
 def run_symbolic_party(plan: Plan, rank: int) -> SymbolicMpc:
-    """One party's program on shapes alone; its planner's ``asked`` say what the dealer will be asked for."""
-    config = plan.model.config
+    """One party's program on shapes alone; ``backend.asked`` says what the dealer will be asked for, part by part."""
+    config = plan.config
     backend = SymbolicMpc(plan.protocol.mpc, rank, ahead=True)
     recorder = backend.recorder
     with recorder.phase("setup"):
         network = Encoder(plan.folded(weights=False), backend)
-    with recorder.phase("encrypt"):
-        x = backend.shape_input((plan.samples, config.tokens, config.features))
-    with recorder.phase("online"):
-        logits = network(x)
-    with recorder.phase("decrypt"):
-        backend.reveal(logits)
-    with recorder.phase("offline"):
-        backend.planner.ask_once()
+    for rows in plan.parts:
+        part = plan.shape.of(rows)
+        with recorder.phase("encrypt"):
+            x = entered(backend, config, part)
+        with recorder.phase("online"):
+            output = network(x, part.lengths)
+        with recorder.phase("decrypt"):
+            backend.reveal(output)
+        with recorder.phase("offline"):
+            backend.end_part()
     return backend
 
 
+def entered(backend: MpcBackend, config: ModelConfig, shape: Shape, values: Any = None) -> MpcTensor:
+    """The client's inputs as shares: token numbers ``[N,S]`` one-hot, or numbers ``[N,S,F]``; None at all others."""
+    if config.input == "tokens":
+        return backend.tokens(values, (shape.samples, shape.tokens), config.features)
+    numbers = (shape.samples, shape.tokens, config.features)
+    return backend.input(np.broadcast_to(0.0, numbers) if values is None else values)
+
+
 def _largest(plan: Plan) -> float:
-    """The largest magnitude of an argument or a value of the program's functions on their calibrated domains; the
-    argument of a norm is a sum of squares, so it bounds the stream as well.
-    """
-    found = {site: _reach(plan, site, function) for site, function in plan.config.sites().items()}
-    if not found:
-        return 1.0
-    site = max(found, key=lambda site: found[site])
+    """The largest magnitude of an argument or a value of the program's functions on their calibrated domains."""
+    site, largest = plan.model.ranges.largest(plan.config)
     declared = plan.protocol.mpc.integer_bits
-    if found[site] >= 2.0**declared:
+    if largest >= 2.0**declared:
         raise PlanError(
-            f"values reach {found[site]:.3g} at {site}, and protocol {plan.protocol.name} declares less than "
-            f"{2**declared} (mpc.integer_bits = {declared}); set it to {math.frexp(found[site])[1]}"
+            f"values reach {largest:.3g} at {site}, and protocol {plan.protocol.name} declares less than "
+            f'{2**declared} (mpc.integer_bits = {declared}); set it to {math.frexp(largest)[1]}, or to "fit"'
         )
-    return found[site]
-
-
-def _reach(plan: Plan, site: str, function: str) -> float:
-    low, high = plan.model.ranges.domains[site]
-    values = on_arrays(FUNCTIONS[function].TRUE)(np.linspace(low, high, _POINTS))
-    squares = plan.config.width if site.endswith("/norm") and function == "rsqrt" else 1
-    return max(squares * max(abs(low), abs(high)), float(np.abs(values).max()))
+    return largest

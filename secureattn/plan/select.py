@@ -66,7 +66,7 @@ def fitted(protocol: Protocol, model: Model, error: float, errors: Mapping[str, 
     """The protocol with the cheapest realisation that errs by at most ``error`` at every site of a model; ``errors``
     names another bound for single functions.
     """
-    config, domains = protocol.served(model.config), model.ranges.domains
+    config, domains = protocol.served(model.config, model.ranges), model.ranges.domains
     bounds = errors or {}
     sites = {
         site: cheapest(function, domains[site], bounds.get(function, error), protocol.engine, protocol.mpc).options

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from secureattn.errors import InputError, PlanError
+from secureattn.nn.batch import Batch
 from secureattn.plan import Plan
 from secureattn.runs.result import Array, Progress, Run
 
-__all__ = ["Array", "Progress", "Run", "agreement", "clear_run", "execute", "require"]
+__all__ = ["Array", "Progress", "Run", "agreement", "clear_run", "cosines", "execute", "require"]
 
 
 def execute(
@@ -37,20 +38,22 @@ def execute(
         )
     if device != "cpu" and engine != "crypten":
         raise InputError(f"--device {device} is for secret shares, this protocol runs on {engine}, on the CPU")
-    array = plan.model.check(inputs)
-    if len(array) != plan.samples:
-        raise PlanError(f"the plan is for {plan.samples} samples, the input has {len(array)}; plan again")
+    batch = plan.model.batch(inputs)
+    if len(batch) != plan.samples:
+        raise PlanError(f"the plan is for {plan.samples} samples, the input has {len(batch)}; plan again")
+    if batch.shape != plan.shape:
+        raise PlanError("the plan is for inputs of other lengths; plan for the shape of this batch")
     if device != "cpu":
         from secureattn.backends.crypten.ring import device_of
         from secureattn.runs import mpc
 
         device_of(device)
-        return mpc.run(plan, array, tell, trace, device=device)
+        return mpc.run(plan, batch, tell, trace, device=device)
     if not errors:
-        return _engine(engine)(plan, array, tell, trace)
+        return _engine(engine)(plan, batch, tell, trace)
     from secureattn.runs import ckks
 
-    return ckks.run(plan, array, tell, trace, errors=True)
+    return ckks.run(plan, batch, tell, trace, errors=True)
 
 
 def require(engine: str) -> None:
@@ -58,7 +61,7 @@ def require(engine: str) -> None:
     _engine(engine)
 
 
-def _engine(name: str) -> Callable[[Plan, Array, Progress, bool], Run]:
+def _engine(name: str) -> Callable[[Plan, Batch, Progress, bool], Run]:
     """The engine's runner; importing it needs the engine's library."""
     if name == "ckks":
         from secureattn.runs import ckks
@@ -79,9 +82,27 @@ def clear_run(plan: Plan, inputs: Any, *, exact: bool = False) -> Run:
     """The same program in the clear: its approximations, or with ``exact`` the true functions."""
     from secureattn.runs import plaintext
 
-    return plaintext.run(plan, plan.model.check(inputs), lambda *_: None, False, exact=exact)
+    batch = plan.model.batch(inputs)
+    return plaintext.run(plan.at(batch.shape), batch, lambda *_: None, False, exact=exact)
 
 
-def agreement(a: Array, b: Array) -> float:
-    """Share of rows with the same largest entry."""
+def agreement(a: Array, b: Array, *, vectors: bool = False) -> float:
+    """Share of rows with the same largest entry; of ``vectors``, with the same nearest other row, by cosine."""
+    if vectors:
+        return float(np.mean(_nearest(a) == _nearest(b)))
     return float(np.mean(a.argmax(-1) == b.argmax(-1)))
+
+
+def cosines(a: Array, b: Array) -> Array:
+    """Cosine of the angle between the rows of one and of the other."""
+    found: Array = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    return found
+
+
+def _nearest(vectors: Array) -> Array:
+    """The number of every row's nearest other row; 0 where there is no other."""
+    unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    alike = unit @ unit.T
+    np.fill_diagonal(alike, -np.inf)
+    found: Array = alike.argmax(-1)
+    return found

@@ -21,6 +21,7 @@ from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack
 from secureattn.errors import EngineError, InputError
 from secureattn.events import Event, Recorder
 from secureattn.ledger import Ledger
+from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.encoder import Encoder
 from secureattn.plan import CkksPlan, Plan
@@ -142,13 +143,16 @@ class Server:
         return Cipher(level, scale, 2, ct)
 
 
-def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, errors: bool = False) -> Run:
+def run(plan: Plan, inputs: Batch, progress: Progress, trace: bool, *, errors: bool = False) -> Run:
     """Class scores ``[N,C]``, batch after batch; keys are made once. With ``errors`` the run is not private: see
     ``inspection``.
     """
     layout = plan.ckks
     if layout is None:
         raise EngineError("the plan has no CKKS part")
+    if inputs.lengths is not None:
+        raise InputError("under CKKS all inputs of a run have the same number of tokens; run each length by itself")
+    values = plan.model.entering(plan.config, inputs)
     recorder = Recorder(trace=trace, listener=_Meter(layout, progress))
     with recorder.phase("keys"):
         progress("making keys", 0, 0)
@@ -160,7 +164,7 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, errors: b
         server.backend.observers += [inspector] * errors
         outputs = []
         for i in range(layout.batches):
-            batch = inputs[i * layout.capacity : (i + 1) * layout.capacity]
+            batch = values[i * layout.capacity : (i + 1) * layout.capacity]
             if errors:
                 inspector.expect(batch)
             outputs.append(_run_batch(client, server, batch, recorder))

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.launch import run_parties
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.ledger import Ledger, Party
+from secureattn.nn.batch import Batch, Shape
 from secureattn.nn.encoder import Encoder
 from secureattn.nn.model import Model
 from secureattn.plan import Plan, party_name, run_symbolic_party
+from secureattn.plan.mpc import entered
 from secureattn.protocol import Protocol
-from secureattn.runs.result import Array, Progress, Run
+from secureattn.runs.result import Array, Progress, Run, in_order
 
-Argument = tuple[Model, Protocol, int, "Array | None"]
+Argument = tuple[Model, Protocol, Shape, "Batch | None"]
 
 
-def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, device: str = "cpu") -> Run:
-    """Class scores ``[N,C]``, opened to the client alone; only its owner reads the model, only the client the input."""
+def run(plan: Plan, inputs: Batch, progress: Progress, trace: bool, *, device: str = "cpu") -> Run:
+    """Outputs ``[N,C]``, opened to the client alone; only its owner reads the model, only the client the input."""
     parties = plan.protocol.mpc.parties
     bare = Model(plan.model.folder.resolve(), plan.model.config, plan.model.ranges)
     arguments: list[Argument] = [
-        (bare, plan.protocol, plan.samples, inputs if rank == CLIENT else None) for rank in range(parties)
+        (bare, plan.protocol, plan.shape, inputs if rank == CLIENT else None) for rank in range(parties)
     ]
     results = run_parties(
         "secureattn.runs.mpc:party",
@@ -33,23 +33,28 @@ def run(plan: Plan, inputs: Array, progress: Progress, trace: bool, *, device: s
         device=device,
     )
     named = (Party(party_name(result.rank), tuple(result.events), tuple(result.spans)) for result in results)
-    return Run(results[CLIENT].value[:, 0], Ledger(plan.title, "crypten", tuple(named), measured=True))
+    return Run(results[CLIENT].value, Ledger(plan.title, "crypten", tuple(named), measured=True))
 
 
 def party(backend: MpcBackend, argument: Argument) -> Array | None:
     """What one party does: share, ask the dealer ahead for all it will need, compute, open to the client."""
-    model, protocol, samples, inputs = argument
-    config, rank, recorder = model.config, backend.runtime.rank, backend.recorder
-    plan = Plan(model, protocol, samples, protocol.realisations(model))
+    model, protocol, shape, inputs = argument
+    rank, recorder = backend.runtime.rank, backend.recorder
+    served = protocol.realisations(model)
+    plan = Plan(model, protocol, shape.samples, served, tokens=shape.tokens, lengths=shape.lengths)
     with recorder.phase("setup"):
         network = Encoder(plan.folded(weights=rank == MODEL_OWNER), backend)
-        asked = run_symbolic_party(plan, rank).planner.asked
-    with recorder.phase("offline"):
-        backend.runtime.prepare(asked)
-    with recorder.phase("encrypt"):
-        shape = (samples, config.tokens, config.features)
-        x = backend.input(np.broadcast_to(0.0, shape) if inputs is None else inputs, owner=CLIENT)
-    with recorder.phase("online"):
-        logits = network(x)
-    with recorder.phase("decrypt"):
-        return backend.reveal(logits, to=CLIENT)
+        asked = run_symbolic_party(plan, rank).asked
+    outputs: list[Array | None] = []
+    for rows, wanted in zip(plan.parts, asked, strict=True):
+        part = shape.of(rows)
+        with recorder.phase("offline"):
+            backend.runtime.prepare(wanted)
+        with recorder.phase("encrypt"):
+            values = None if inputs is None else model.entering(plan.config, inputs.part(rows))
+            x = entered(backend, plan.config, part, values)
+        with recorder.phase("online"):
+            output = network(x, part.lengths)
+        with recorder.phase("decrypt"):
+            outputs.append(backend.reveal(output, to=CLIENT))
+    return in_order(plan, outputs) if rank == CLIENT else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from secureattn.ledger import Ledger, Party
+from secureattn.plan import Plan
 
 Array = npt.NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -38,3 +40,9 @@ class Run:
     def total(self, name: str, *, party: int = 0) -> int:
         """How often one party counted a primitive."""
         return sum(event.counts.get(name, 0) for event in self.parties[party].events)
+
+
+def in_order(plan: Plan, outputs: Sequence[Any]) -> Array:
+    """Outputs ``[n,1,C]`` of a plan's parts as ``[N,C]``, in the order of the inputs."""
+    found: Array = np.concatenate(outputs)[:, 0]
+    return found[np.argsort([row for part in plan.parts for row in part])]

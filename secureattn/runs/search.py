@@ -107,10 +107,13 @@ class _Search:
 
     def __init__(self, model: Model, protocol: Protocol, samples: int | None) -> None:
         self.model, self.protocol = model, protocol
-        self.config = protocol.served(model.config)
-        self.inputs, self.labels = model.samples(samples)
-        if len(self.labels) < 2:
+        self.config = protocol.served(model.config, model.ranges)
+        self.inputs, labels = model.samples(samples)
+        if labels is None:
+            raise InputError(f"a search needs samples with labels, which model {model.config.name} does not ship")
+        if len(labels) < 2:
             raise InputError("a search needs at least 2 samples, one to choose and one to check")
+        self.labels = labels
         self.wanted = self._scores(exact_realisations(model), self.inputs, exact=True)
         self.exact = self.accuracies(self.wanted)
 

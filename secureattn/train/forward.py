@@ -12,9 +12,11 @@ import torch
 
 from secureattn.approx import Realisation, exact
 from secureattn.backends.plaintext import PlaintextBackend
+from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.encoder import Encoder
 from secureattn.nn.fold import Folded, fold
+from secureattn.runs.plaintext import entered
 
 Array = npt.NDArray[np.float64]
 Tensors = Mapping[str, torch.Tensor]
@@ -57,15 +59,16 @@ def forward(
     config: ModelConfig,
     weights: Tensors,
     served: Mapping[str, Realisation],
-    inputs: Array,
+    inputs: Array | Batch,
     dtype: torch.dtype = torch.float32,
 ) -> Pass:
-    """The folded program on inputs ``[N,S,F]``; gradients reach the weights through whatever serves the sites."""
+    """The folded program on inputs ``[N,S,F]`` or a batch of tokens; gradients reach weights through all functions."""
     backend = PlaintextBackend(exact=True, dtype=dtype)
     values = Values()
     backend.observers.append(values)
     folded = fold(config, weights, served)
-    scores: Any = Encoder(folded, backend)(backend.input(inputs))
+    batch = inputs if isinstance(inputs, Batch) else Batch(inputs)
+    scores: Any = Encoder(folded, backend)(entered(backend, config, batch.values), batch.lengths)
     points = values.all()
     return Pass(scores.data.squeeze(1), points, _arguments(config, points, served, folded))
 

@@ -2,53 +2,120 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from secureattn.approx import FUNCTIONS, Interval, Realisation, exact, realise
 from secureattn.approx.attention import realisations
+from secureattn.approx.realisation import on_arrays
 from secureattn.errors import ProtocolError, RangeError, SecureAttnError
+from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
+from secureattn.nn.embedding import all_squares
 from secureattn.nn.ranges import Ranges, widened
 from secureattn.train.forward import Array, Pass, Tensors, forward, tensors, true_functions
 from secureattn.train.targets import floor_of
 
-CALIBRATED = {"kind": "chebyshev", "degree": 15}
-"""What serves every site when refresh bounds are measured; folding depends on the domain alone, not on the degree."""
+CALIBRATED = (15, 31, 63, 127, 255)
+"""Degrees of what serves every site when refresh bounds are measured; folding depends on the domain alone."""
+_NEAR = 0.05
+_UNBEARABLE = 1e9
+_TOKENS = 256  # of a piece of text
 
 
-def calibrate(config: ModelConfig, weights: Mapping[str, Array], inputs: Array, *, margin: float = 0.1) -> Ranges:
-    """Run the exact model on data ``[N,S,F]``, record every site, widen by a margin; then bound every refresh point.
+def calibrate(
+    config: ModelConfig,
+    weights: Mapping[str, Array],
+    inputs: Array | Batch,
+    *,
+    margin: float = 0.1,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Ranges:
+    """Run the exact model on data ``[N,S,F]``, or on a batch of tokens without its padding, record every site, widen by
+    a margin; then bound every refresh point.
 
     So for every way to compute the model's attention, as a protocol may choose any. Bounds hold for the folded and
-    the unfolded form of the program, whichever is larger. The inputs' own interval is widened by the same margin.
+    the unfolded form of the program, whichever is larger, but not for a way whose functions reach more than any engine
+    holds. The inputs' own interval is widened by the same margin. What a norm of the embedding is given is known for
+    every token at every position, and needs no data.
     """
-    observed: dict[str, Interval] = {}
-    domains: dict[str, Interval] = {}
-    bounds: dict[str, float] = {}
-    values = tensors(weights)
-    for form in forms(config):
-        seen = _run(form, values, true_functions(form), inputs)
-        here = {site: extremes(value) for site, value in seen.arguments.items()}
-        observed |= {site: _hull(observed.get(site, found), found) for site, found in here.items()}
-        domains |= {site: domain_of(form, site, observed[site], margin) for site in here}
-        folded = _run(form, values, _calibrated(form, domains), inputs)
-        for points in (seen.points, folded.points):
-            for point in points.keys() - here.keys():
-                largest = max(float(points[point].abs().max()), 1e-6) * (1 + margin)
-                bounds[point] = max(bounds.get(point, 0.0), largest)
-    _check_finite(config, observed, bounds)
-    return Ranges(observed, domains, bounds, len(inputs), margin, widened_input(inputs, margin))
+    seen, values, pieces = _Seen(margin), tensors(weights), _pieces(inputs)
+    if config.input == "tokens" and config.embed_norm:
+        seen.observed["embed/norm"] = all_squares(config, values)
+    ways = list(forms(config))
+    steps = itertools.count(1)
+    for form in ways:
+        for folded in (False, True):
+            served = _calibrated(form, seen.domains) if folded else true_functions(form)
+            for piece in pieces:
+                seen.note(_run(form, values, served, piece), form, folded=folded)
+                progress(next(steps), 2 * len(ways) * len(pieces))
+            if not folded:
+                seen.settle(form)
+                if not seen.bearable(form):
+                    break
+    _check_finite(config, seen.observed, seen.bounds)
+    interval = None if isinstance(inputs, Batch) else widened_input(inputs, margin)
+    return Ranges(seen.observed, seen.domains, seen.bounds, len(inputs), margin, interval)
+
+
+class _Seen:
+    """What calibration has seen so far."""
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+        self.observed: dict[str, Interval] = {}
+        self.domains: dict[str, Interval] = {}
+        self.bounds: dict[str, float] = {}
+        self._points: dict[str, float] = {}
+
+    def note(self, run: Pass, form: ModelConfig, *, folded: bool) -> None:
+        """Take in one run: of an exact one every site's argument; the size of every point."""
+        if not folded:
+            for site, value in run.arguments.items():
+                found = extremes(value)
+                self.observed[site] = _hull(self.observed.get(site, found), found)
+        kept = self.bounds if folded else self._points
+        for point in run.points.keys() - form.sites().keys():
+            largest = max(float(run.points[point].abs().max()), 1e-6) * (1 + self.margin)
+            kept[point] = max(kept.get(point, 0.0), largest)
+
+    def settle(self, form: ModelConfig) -> None:
+        """All exact runs of a form are in: set its domains, and its points' bounds if it can be served at all."""
+        self.domains |= {site: domain_of(form, site, self.observed[site], self.margin) for site in form.sites()}
+        if self.bearable(form):
+            for point, largest in self._points.items():
+                self.bounds[point] = max(self.bounds.get(point, 0.0), largest)
+        self._points = {}
+
+    def bearable(self, form: ModelConfig) -> bool:
+        """Whether values of all functions on their domains stay below what engines hold."""
+        ends = {site: on_arrays(FUNCTIONS[f].TRUE)(np.array(self.domains[site])) for site, f in form.sites().items()}
+        return all(float(np.abs(values).max()) < _UNBEARABLE for values in ends.values())
+
+
+def _pieces(inputs: Array | Batch) -> list[Batch]:
+    if not isinstance(inputs, Batch):
+        return [Batch(inputs)]
+    return [
+        piece.part(rows) for piece in inputs.by_length() for rows in piece.shape.parts(max(_TOKENS, piece.shape.tokens))
+    ]
 
 
 def forms(config: ModelConfig) -> Iterator[ModelConfig]:
     """The model with its attention's function computed in each of its ways, its own first."""
+    if config.by_layer:
+        yield config
+        return
     for variant in realisations(config.attention).values():
-        yield replace(config, attention=variant.name)
+        if variant.masks or not (config.variable or config.causal):
+            yield replace(config, attention=variant.name)
 
 
 def domain_of(config: ModelConfig, site: str, observed: Interval, margin: float) -> Interval:
@@ -91,15 +158,18 @@ def extremes(value: torch.Tensor) -> Interval:
 
 
 def _calibrated(config: ModelConfig, domains: Mapping[str, Interval]) -> dict[str, Realisation]:
-    return {
-        site: realise(function, CALIBRATED, domains[site])
-        if CALIBRATED["kind"] in FUNCTIONS[function].REALISATIONS
-        else exact(function)
-        for site, function in config.sites().items()
-    }
+    """Polynomials near enough that what they compute stays where the true functions' values are."""
+    made: dict[str, Realisation] = {}
+    for site, function in config.sites().items():
+        made[site] = exact(function)
+        for degree in CALIBRATED if "chebyshev" in FUNCTIONS[function].REALISATIONS else ():
+            made[site] = realise(function, {"kind": "chebyshev", "degree": degree}, domains[site])
+            if (made[site].error or 0.0) <= _NEAR:
+                break
+    return made
 
 
-def _run(config: ModelConfig, values: Tensors, served: Mapping[str, Realisation], inputs: Array) -> Pass:
+def _run(config: ModelConfig, values: Tensors, served: Mapping[str, Realisation], inputs: Batch) -> Pass:
     with torch.no_grad():
         return forward(config, values, served, inputs, torch.float64)
 

@@ -10,6 +10,7 @@ import torch
 from secureattn.approx import FUNCTIONS, Interval, realise
 from secureattn.errors import SecureAttnError
 from secureattn.nn.config import ModelConfig
+from secureattn.nn.ranges import Ranges
 from secureattn.train.forward import Array, forward, tensors, true_functions
 from secureattn.train.ranges import domain_of, extremes, forms
 from secureattn.train.targets import targets_of
@@ -20,17 +21,18 @@ ERRORS = (1e-2, 1e-3)
 
 @dataclass(frozen=True)
 class SiteRange:
-    """One site: ``observed`` extremes and ``central`` 99.8 % of its values, ``target`` and the share ``outside`` it,
-    calibrated ``domain``, ``ratio`` of its ends for functions of positive values, and for each of ERRORS the least
-    degree 2^k − 1 of a Chebyshev polynomial that reaches it on the domain (None: none does, or none exists).
+    """One site: ``observed`` extremes and ``central`` 99.8 % of its values, ``target`` and the share ``outside`` it
+    (the last three None where nobody looked), calibrated ``domain``, ``ratio`` of its ends for functions of positive
+    values, and for each of ERRORS the least degree 2^k − 1 of a Chebyshev polynomial that reaches it on the domain
+    (None: none does, or none exists).
     """
 
     site: str
     function: str
     observed: Interval
-    central: Interval
-    target: Interval
-    outside: float
+    central: Interval | None
+    target: Interval | None
+    outside: float | None
     domain: Interval
     ratio: float | None
     degrees: tuple[int | None, ...]
@@ -60,10 +62,20 @@ def report(
     return list(found.values())
 
 
+def report_of(config: ModelConfig, ranges: Ranges) -> list[SiteRange]:
+    """Rows for the same sites from calibrated ranges alone."""
+    found = {site: function for form in forms(config) for site, function in form.sites().items()}
+    rows = []
+    for site, function in found.items():
+        observed, domain = ranges.observed[site], ranges.domains[site]
+        rows.append(SiteRange(site, function, observed, None, None, None, domain, *_needs(function, domain)))
+    return rows
+
+
 def _row(site: str, function: str, values: torch.Tensor, target: Interval, domain: Interval) -> SiteRange:
     ordered = values.sort().values
     low, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in (0.001, 0.999))
-    positive = FUNCTIONS[function].RANGE == "positive" and domain[0] > 0
+    ratio, degrees = _needs(function, domain)
     return SiteRange(
         site=site,
         function=function,
@@ -72,9 +84,15 @@ def _row(site: str, function: str, values: torch.Tensor, target: Interval, domai
         target=target,
         outside=float(((values < target[0]) | (values > target[1])).double().mean()),
         domain=domain,
-        ratio=domain[1] / domain[0] if positive else None,
-        degrees=tuple(_degree(function, domain, error) for error in ERRORS),
+        ratio=ratio,
+        degrees=degrees,
     )
+
+
+def _needs(function: str, domain: Interval) -> tuple[float | None, tuple[int | None, ...]]:
+    positive = FUNCTIONS[function].RANGE == "positive" and domain[0] > 0
+    ratio = domain[1] / domain[0] if positive else None
+    return ratio, tuple(_degree(function, domain, error) for error in ERRORS)
 
 
 def _degree(function: str, domain: Interval, error: float) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -61,8 +62,10 @@ def floor_of(config: ModelConfig, site: str) -> float:
     """The lower end no value can pass: ε for a variance, what the attention variant states for its sites."""
     if site.endswith("/norm"):
         return config.norm_epsilon
-    floor = config.variant.floors.get(last_part(site))
-    return floor(config.attention_epsilon, config.tokens) if floor else 0.0
+    layer = re.match(r"layer\.(\d+)/", site)
+    floor = config.variant_of(int(layer[1])).floors.get(last_part(site)) if layer else None
+    least = 1 if config.variable or config.causal else config.tokens
+    return floor(config.attention_epsilon, config.tokens, least) if floor else 0.0
 
 
 def _default(config: ModelConfig, site: str, function: str, seen: Tensors) -> Interval:

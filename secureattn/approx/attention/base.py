@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from secureattn.tensor import Capability, Tensor, Weight
+from secureattn.tensor import Capability, Public, Tensor, Weight
 
 Function = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
-Floor = Callable[[float, int], float]
-"""From ε and the number of keys to the least value a site's argument can take."""
+Floor = Callable[[float, int, int], float]
+"""From ε and the most and the least keys that a row sees to the least value a site's argument can take."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class RowWeights:
 class Call:
     """What a variant may use in one layer: its functions by site, its constants, the layer's weights for it.
 
+    ``mask``: zeros and ones that broadcast to the scores, 0 where a key is hidden; None hides nothing.
     ``scale``: what the scores are multiplied by on their way, 1 unless the slope of the function that reads them, or
     the factor of a homogeneous normaliser, was folded into the queries; a constant added to them must be too.
     """
@@ -43,6 +44,7 @@ class Call:
     power: int = 2
     epsilon: float = 1.0
     scale: float = 1.0
+    mask: Public | None = None
     weights: Mapping[str, Weight] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> Function:
@@ -69,6 +71,7 @@ class Attention:
     in the scores, from the power, so a factor of the normaliser can. ``prescale``: factor of the queries, from the
     number of keys. ``floors``: least arguments of sites. ``parameters``: shapes of what it learns, from heads and
     tokens; ``weights`` makes of them what ``call.weights`` holds, from the parameters and the number of tokens.
+    ``masks``: whether it can hide keys (``Call.mask``).
     ``same_as``: the variant whose function this one computes in another way. ``remark``: what else it needs, in words.
     """
 
@@ -84,6 +87,7 @@ class Attention:
     floors: Mapping[str, Floor] = field(default_factory=dict)
     parameters: Callable[[int, int], Mapping[str, Shape]] = lambda heads, tokens: {}
     weights: Callable[[Mapping[str, torch.Tensor], int], Mapping[str, torch.Tensor]] = lambda parameters, tokens: {}
+    masks: bool = False
     same_as: str | None = None
     remark: str = ""
 

@@ -81,7 +81,7 @@ def _stablemax(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
 
 
 _COSINE = {"query_norm": "rsqrt", "key_norm": "rsqrt", "softplus": "softplus"}
-_NORM_FLOORS = {site: lambda epsilon, keys: NORM_EPSILON * epsilon for site in ("query_norm", "key_norm")}
+_NORM_FLOORS = {site: lambda epsilon, most, least: NORM_EPSILON * epsilon for site in ("query_norm", "key_norm")}
 
 VARIANTS = (
     Attention(
@@ -114,6 +114,6 @@ VARIANTS = (
         softplus_l1_reweighted,
         source="Gao & Spratling, arXiv 2501.13428 (LSSAR)",
         sites={**_COSINE, "relu": "relu", "normaliser": "reciprocal"},
-        floors={**_NORM_FLOORS, "normaliser": lambda epsilon, keys: epsilon},
+        floors={**_NORM_FLOORS, "normaliser": lambda epsilon, most, least: epsilon},
     ),
 )

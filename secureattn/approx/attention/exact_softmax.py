@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+import numpy as np
+
 from secureattn.approx.attention.base import Attention, Call, RowWeights
-from secureattn.tensor import Capability, Tensor
+from secureattn.approx.attention.softmax import shifted
+from secureattn.tensor import Capability, Public, Tensor
 
 Function = Callable[[Tensor], Tensor]
 
@@ -16,16 +18,21 @@ SQUARINGS = 3
 11 for 16 keys, 19 for 128."""
 
 
-def max_shift(s: Tensor, *, exp: Function, reciprocal: Function) -> RowWeights:
+def max_shift(s: Tensor, *, exp: Function, reciprocal: Function, mask: Public | None = None) -> RowWeights:
     """``e^(s_j − max s) / Σ_k e^(s_k − max s)`` over the last axis of scores ``[B,H,S,S]``.
 
+    With a mask the scores are shifted by the mean of the visible ones first: then no hidden one, a 0, is the largest.
     Domain: all scores; the argument of ``exp`` is at most 0, the normaliser lies in [1, n].
     Error: the two realisations' together; an exp that is 0 far below 0, as PUMA's, loses nothing.
     Cost: a max per row (needs COMPARE, 4·⌈log2 n⌉ rounds on shares), one exp per score, one reciprocal per row.
     Source: what PUMA (arXiv 2307.12533) and CrypTen (NeurIPS 2021) do.
     """
-    weights = exp(s - s.max(-1))
-    return RowWeights(weights, reciprocal(weights.sum(-1)))
+    if mask is None:
+        weights = exp(s - s.max(-1))
+        return RowWeights(weights, reciprocal(weights.sum(-1)))
+    row = shifted(s, mask)
+    weights = exp((row.scores - row.scores.max(-1)) * row.shown) * row.shown
+    return RowWeights(weights, reciprocal(row.nonzero(weights.sum(-1))))
 
 
 def ode(s: Tensor, *, clip: Function, steps: int = ODE_STEPS) -> Tensor:
@@ -53,30 +60,41 @@ def ode(s: Tensor, *, clip: Function, steps: int = ODE_STEPS) -> Tensor:
 
 
 def normalise_square(
-    s: Tensor, *, exp: Function, rsqrt: Function, squarings: int = SQUARINGS, scale: float = 1.0
+    s: Tensor,
+    *,
+    exp: Function,
+    rsqrt: Function,
+    first: Function | None = None,
+    squarings: int = SQUARINGS,
+    scale: float = 1.0,
+    mask: Public | None = None,
 ) -> Tensor:
     """Weights ``[B,H,S,S]`` from scores that arrive divided by 2^k: k times ``p ← (p/‖p‖)²`` from ``e^(s − mean s)/n``.
 
     Each step doubles the exponent and normalises, so p ends at the softmax of the scores times 2^k, in the range of a
     2^k-th of them. The 1/n is a constant under the exponential; with it every Σp² is at least 1/n, by Jensen at first
-    and as Σp = 1 later. ``scale``: what else the scores were multiplied by, as ``Call.scale``.
-    Domain: shifted scores − ln n in the domain of ``exp``; Σp² in that of ``rsqrt``: [1/n, 1] if no score is over
-    2^(k−1)·ln n above its row's mean (before the division by 2^k), up to e^(2·largest shifted score)/n otherwise.
+    and as Σp = 1 later. ``scale``: what else the scores were multiplied by, as ``Call.scale``. A ``mask`` hides keys as
+    in ``softmax``; n is then the number of visible ones, and a row that hides all has weights 0.
+    Domain: shifted scores − ln n in the domain of ``exp``; Σp² in that of ``rsqrt``, [1/n, 1], and at the first step in
+    that of ``first``: the same if no score is over 2^(k−1)·ln n above its row's mean (before the division by 2^k), up
+    to e^(2·largest shifted score)/n otherwise.
     Error: relative, ((1+e)/(1−e))^(2^k)·(1+r)² − 1 at most: that of exp, e, counts 2^(k+1) times, that of rsqrt, r,
     only at the last step, as every other is taken out by the next.
     Cost: one exp per score; in each step an inner product and an rsqrt per row, two products per score.
     Source: Cho, Hanrot, Kim, Park and Stehlé, CCS 2024, arXiv 2410.11184; theirs starts from a shift by the range's
     upper end and has no 1/n, so its first normaliser needs a domain of its own.
     """
-    shift = s.mean(-1) + scale * math.log(s.shape[-1])
-    p = exp(s - shift)
-    for _ in range(squarings):
-        p = (p * rsqrt(p.inner(p))).square()
+    row = shifted(s, mask)
+    p = exp(row.scores - scale * np.log(row.visible))
+    p = p if row.shown is None else p * row.shown
+    for step in range(squarings):
+        inverse = first if first and not step else rsqrt
+        p = (p * inverse(row.nonzero(p.inner(p)))).square()
     return p
 
 
 def _max_shift(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    weights = max_shift(call.scores(q, k), exp=call["max.exp"], reciprocal=call["max.normaliser"])
+    weights = max_shift(call.scores(q, k), exp=call["max.exp"], reciprocal=call["max.normaliser"], mask=call.mask)
     return call.mix(weights, v)
 
 
@@ -86,7 +104,14 @@ def _ode(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
 
 def _normalise_square(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     s = call.scores(q, k)
-    weights = normalise_square(s, exp=call["square.exp"], rsqrt=call["square.rsqrt"], scale=call.scale)
+    weights = normalise_square(
+        s,
+        exp=call["square.exp"],
+        first=call["square.first"],
+        rsqrt=call["square.rsqrt"],
+        scale=call.scale,
+        mask=call.mask,
+    )
     return call.mix(weights, v)
 
 
@@ -99,7 +124,8 @@ VARIANTS = (
         sites={"max.exp": "exp", "max.normaliser": "reciprocal"},
         needs=frozenset({Capability.COMPARE}),
         on_scores="max.exp",
-        floors={"max.normaliser": lambda epsilon, keys: 0.98},  # an approximated exp may miss 1 by its error
+        floors={"max.normaliser": lambda epsilon, most, least: 0.98},  # an approximated exp may miss 1 by its error
+        masks=True,
         same_as="softmax",
     ),
     Attention(
@@ -115,10 +141,14 @@ VARIANTS = (
         f"{SQUARINGS} × p ← (p/‖p‖)², p = e^((s − mean s)/{2**SQUARINGS})/n",
         _normalise_square,
         source="Cho, Hanrot, Kim, Park and Stehlé, CCS 2024, arXiv 2410.11184",
-        sites={"square.exp": "exp", "square.rsqrt": "rsqrt"},
+        sites={"square.exp": "exp", "square.first": "rsqrt", "square.rsqrt": "rsqrt"},
         on_scores="square.exp",
         prescale=lambda keys: 2.0**-SQUARINGS,
-        floors={"square.rsqrt": lambda epsilon, keys: 0.9 / keys},  # 1/n but for the error of exp, which squares
+        floors={  # 1/n but for the error of exp, which squares
+            "square.first": lambda epsilon, most, least: 0.9 / most,
+            "square.rsqrt": lambda epsilon, most, least: 0.9 / most,
+        },
+        masks=True,
         same_as="softmax",
     ),
 )

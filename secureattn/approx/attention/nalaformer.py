@@ -73,7 +73,10 @@ VARIANTS = (
             "normaliser": "reciprocal",
         },
         needs=frozenset({Capability.COMPARE}),
-        floors={"log": lambda epsilon, keys: LEAST, "normaliser": lambda epsilon, keys: EPSILON * epsilon * keys},
+        floors={
+            "log": lambda epsilon, most, least: LEAST,
+            "normaliser": lambda epsilon, most, least: EPSILON * epsilon * least,
+        },
         remark="a power with a secret exponent, by log and exp",
     ),
 )

@@ -90,7 +90,8 @@ def even_power(s: Tensor, p: int) -> Tensor:
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     s = call.scores(q, k)
-    return call.mix(power_softmax(s, p=call.power, epsilon=call.epsilon, reciprocal=call["normaliser"]), v)
+    weights = power_softmax(s, p=call.power, epsilon=call.epsilon, reciprocal=call["normaliser"], mask=call.mask)
+    return call.mix(weights, v)
 
 
 def _stable(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -106,7 +107,9 @@ def _stable(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
 
 def _length_agnostic(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     s = call.scores(q, k)
-    weights = power_softmax_length_agnostic(s, p=call.power, epsilon=call.epsilon, reciprocal=call["normaliser"])
+    weights = power_softmax_length_agnostic(
+        s, p=call.power, epsilon=call.epsilon, reciprocal=call["normaliser"], mask=call.mask
+    )
     return call.mix(weights, v)
 
 
@@ -118,7 +121,8 @@ VARIANTS = (
         source="Zimerman et al., arXiv 2410.09457, eq. 3",
         sites={"normaliser": "reciprocal"},
         homogeneous=lambda power: power,
-        floors={"normaliser": lambda epsilon, keys: epsilon},
+        floors={"normaliser": lambda epsilon, most, least: epsilon},
+        masks=True,
     ),
     Attention(
         "power_softmax_length_agnostic",
@@ -127,7 +131,8 @@ VARIANTS = (
         source="Zimerman et al., arXiv 2410.09457, length-agnostic variant",
         sites={"normaliser": "reciprocal"},
         homogeneous=lambda power: power,
-        floors={"normaliser": lambda epsilon, keys: epsilon},
+        floors={"normaliser": lambda epsilon, most, least: epsilon},
+        masks=True,
     ),
     Attention(
         "power_softmax_stable",
@@ -136,6 +141,6 @@ VARIANTS = (
         source="Zimerman et al., arXiv 2410.09457, stable variant for training",
         sites={"largest": "reciprocal", "normaliser": "reciprocal"},
         needs=frozenset({Capability.COMPARE}),
-        floors={"normaliser": lambda epsilon, keys: epsilon},
+        floors={"normaliser": lambda epsilon, most, least: epsilon},
     ),
 )

@@ -98,7 +98,7 @@ VARIANTS = (
         source="de Brébisson & Vincent, arXiv 1511.05042 (Taylor softmax)",
         sites={"normaliser": "reciprocal"},
         homogeneous=lambda power: 2,
-        floors={"normaliser": lambda epsilon, keys: keys},
+        floors={"normaliser": lambda epsilon, most, least: least},
     ),
     Attention(
         "spherical",
@@ -107,6 +107,6 @@ VARIANTS = (
         source="de Brébisson & Vincent, arXiv 1511.05042 (spherical softmax)",
         sites={"normaliser": "reciprocal"},
         homogeneous=lambda power: 2,
-        floors={"normaliser": lambda epsilon, keys: keys * epsilon},
+        floors={"normaliser": lambda epsilon, most, least: least * epsilon},
     ),
 )

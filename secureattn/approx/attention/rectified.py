@@ -46,7 +46,7 @@ VARIANTS = (
         source="Mohassel & Zhang, SecureML, 2017; 2ReLU in MPCFormer, ICLR 2023",
         sites={"relu": "relu", "normaliser": "reciprocal"},
         on_scores="relu",
-        floors={"normaliser": lambda epsilon, keys: epsilon},
+        floors={"normaliser": lambda epsilon, most, least: epsilon},
     ),
     Attention(
         "relu_scaled",

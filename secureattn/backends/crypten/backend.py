@@ -22,7 +22,7 @@ class MpcBackend:
     """One party's backend, or a plan of it, depending on the runtime. All parties make the same calls in order."""
 
     name = "crypten"
-    capabilities = frozenset({Capability.COMPARE, Capability.MATRIX})
+    capabilities = frozenset({Capability.COMPARE, Capability.MATRIX, Capability.JOIN})
 
     def __init__(self, runtime: Runtime, recorder: Recorder) -> None:
         self.runtime = runtime
@@ -52,6 +52,19 @@ class MpcBackend:
         places = self.runtime.parameters.fractional_bits
         with self.recorder.op("input"):
             return MpcTensor(self, self.shared(array, owner, places, "an input"), places)
+
+    def tokens(
+        self, numbers: npt.NDArray[np.integer[Any]] | None, shape: tuple[int, int], vocabulary: int, owner: int = CLIENT
+    ) -> MpcTensor:
+        """Share numbers of tokens ``[B,S]`` of party ``owner`` (None elsewhere) as one-hot rows ``[B,S,V]``, without
+        binary places. No message.
+        """
+        rows = np.broadcast_to(0.0, (*shape, vocabulary))
+        if numbers is not None:
+            rows = np.zeros((*shape, vocabulary))
+            np.put_along_axis(rows, numbers[..., None], 1.0, -1)
+        with self.recorder.op("input"):
+            return MpcTensor(self, self.shared(rows, owner, 0, "tokens"), 0, 1)
 
     def reveal(self, tensor: Tensor, to: int | None = CLIENT) -> npt.NDArray[np.float64] | None:
         """The plain value at party ``to`` and None elsewhere; everywhere with ``to=None``; zeros in a plan.

@@ -16,7 +16,7 @@ from secureattn.backends.crypten.periodic import harmonics_of, places_of
 from secureattn.backends.crypten.weight import MpcWeight
 from secureattn.errors import InputError
 from secureattn.series import FourierSeries
-from secureattn.tensor import Public, Tensor
+from secureattn.tensor import Public, Tensor, grouped, ungrouped
 
 if TYPE_CHECKING:
     from secureattn.backends.crypten.backend import MpcBackend
@@ -113,6 +113,24 @@ class MpcTensor(Tensor):
     def per_key(self) -> MpcTensor:
         """A value per token as a value per key, ``[B,H,S,1]`` → ``[B,H,1,S]``. Cost: none."""
         return self._view("per_key", lambda x: x.transpose(-1, -2))
+
+    def join(self, others: Sequence[MpcTensor], axis: int) -> MpcTensor:
+        """One after another, truncated first where it was not: what is kept is then truncated once. Cost: that."""
+        parts = scaling.settled_all([self, *others])
+        with self.backend.recorder.op("join"):
+            places, size = max(x.places for x in parts), max(x.size for x in parts)
+            if not self._runtime.parameters.fits(places, size):
+                parts = scaling.settle([(x, self._fractional_bits) for x in parts])
+                places = max(x.places for x in parts)
+            return self._make(torch.cat([lifted(x, places) for x in parts], axis), places, size)
+
+    def group_heads(self, groups: int) -> MpcTensor:
+        """``[B,H,S,Dh]`` → ``[B,H/g,g·S,Dh]``. Cost: none."""
+        return self._view("group_heads", lambda x: grouped(x, groups))
+
+    def ungroup_heads(self, groups: int) -> MpcTensor:
+        """``[B,H/g,g·S,Dh]`` → ``[B,H,S,Dh]``. Cost: none."""
+        return self._view("ungroup_heads", lambda x: ungrouped(x, groups))
 
     def pool(self, size: int) -> MpcTensor:
         """Mean of every ``size`` tokens in a row, ``[B,H,S,Dh]`` → ``[B,H,S/size,Dh]``. Cost: as a public factor."""
