@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from secureattn import __version__, load_model, load_protocol
 from secureattn.commands import arguments
-from secureattn.commands.arguments import positive
+from secureattn.commands.arguments import add_generation, positive
 from secureattn.errors import InputError, SecureAttnError
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         "one a line (.txt)",
     )
     infer.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help=".npy or .json")
+    generate = _model_command(commands, "generate", "tokens that follow a prompt, and what one costs", _generate)
+    add_generation(generate)
     _add_party(commands)
     return parser
 
@@ -194,6 +196,12 @@ def _info(options: Options) -> None:
     info.show(described)
     if options.json:
         output.write_json(options.json, described)
+
+
+def _generate(options: Options) -> None:
+    from secureattn.commands import generating
+
+    generating.generate(options, *_named(options))
 
 
 def _plan(options: Options) -> None:

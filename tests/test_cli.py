@@ -48,7 +48,7 @@ def without(tmp_path: Path, *modules: str) -> dict[str, str]:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("info", "plan", "compare", "profile", "infer", "train", "convert", "calibrate"):
+    for command in ("info", "plan", "compare", "profile", "infer", "generate", "train", "convert", "calibrate"):
         assert command in done.stdout
         assert run(command, "--help").returncode == 0
 

@@ -51,6 +51,9 @@ def refused(path: Path) -> ProtocolError:
 # ---- what is shipped --------------------------------------------------------------------------------------------
 
 
+DECODERS = ["bytes-gpt2", "bytes-gpt2-power", "bytes-llama", "bytes-llama-power"]
+
+
 def test_what_is_shipped() -> None:
     assert names("protocols") == [
         "accurate-mpc",
@@ -66,7 +69,7 @@ def test_what_is_shipped() -> None:
         "secformer",
         "shaft",
     ]
-    assert names("models") == ["digits-vit", "digits-vit-oneshot", "minilm"]
+    assert names("models") == [*DECODERS, "digits-vit", "digits-vit-oneshot", "minilm"]
 
 
 PAPERS: dict[str, dict[str, str]] = {

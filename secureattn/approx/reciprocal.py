@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from secureattn.approx import exp
 from secureattn.approx.generic import Smooth, check_positive
 from secureattn.approx.realisation import COMPARE, Builder, Interval, Realisation, converging, measured
 from secureattn.errors import PlanError
+from secureattn.series import FourierSeries
 from secureattn.tensor import Tensor
 
 TRUE = torch.reciprocal
@@ -208,12 +210,12 @@ def normalise(x: Tensor, domain: Interval, *, power: float = 1.0) -> tuple[Tenso
 def octaves(domain: Interval, *, error: float = 1e-4, stride: int = 5) -> Realisation:
     """A Fourier series on ``stride`` octaves, after comparisons, all at once, that bring x up into them.
 
-    With ``s = 2^(stride·j)`` for the number j of thresholds ``high/2^stride, high/4^stride, …`` that x is below,
-    ``1/x = s·(1/(s·x))``. A domain of no more than ``stride`` octaves needs no comparison.
+    With t the power of two at or above ``high`` and ``s = 2^(stride·j)`` for the number j of thresholds ``t/2^stride,
+    t/4^stride, …`` that x is below, ``1/x = s·(1/(s·x))``. ``stride`` octaves below a power of two need no comparison.
     Domain: ``[low, high]``, low > 0, of any ratio κ.
     Error: relative, at most ``error``, that of the series; measured when made.
     Cost: on shares 6 rounds whatever κ is (comparisons 3, two products, one series), and truncations;
-    ``⌈log2 κ/stride⌉ − 1`` comparisons. Needs COMPARE.
+    ``⌈log2 (t/low)/stride⌉ − 1`` comparisons. Needs COMPARE.
     Source: range reduction as in SPU (USENIX ATC 2023), its comparisons side by side; Fourier extension.
     """
     check_positive("reciprocal(octaves)", domain)
@@ -234,9 +236,10 @@ def reduced(smooth: Smooth, domain: Interval, *, power: float, error: float, str
     steps = max(1, math.ceil(math.log2(high / low) / stride - 1e-12))
     if steps == 1:
         return replace(smooth.fourier(domain, error=error), kind="octaves")
-    base = (high / 2**stride * (1 - 2.0**-12), high)  # what a comparison of rounded values may leave
-    of_base = smooth.fourier(base, error=error)
-    thresholds = [high / 2.0 ** (stride * j) for j in range(1, steps)]
+    top = 2.0 ** math.ceil(math.log2(high))
+    steps = math.ceil(math.log2(top / low) / stride - 1e-12)
+    base = _below(smooth, top, power, stride, error)
+    thresholds = [top / 2.0 ** (stride * j) for j in range(1, steps)]
 
     def apply(x: Tensor) -> Tensor:
         below = x.less_each(thresholds)
@@ -244,7 +247,7 @@ def reduced(smooth: Smooth, domain: Interval, *, power: float, error: float, str
         scale = x.combine([(b - a, bit) for a, b, bit in zip(ups, ups[1:], below, strict=False)], constant=1.0)
         rises = [up**power for up in ups]
         rise = x.combine([(b - a, bit) for a, b, bit in zip(rises, rises[1:], below, strict=False)], constant=1.0)
-        return of_base(x * scale) * rise
+        return (x * scale).series(base) * rise
 
     made = Realisation(
         smooth.function,
@@ -256,6 +259,29 @@ def reduced(smooth: Smooth, domain: Interval, *, power: float, error: float, str
         source="range reduction by comparisons side by side, Fourier extension",
     )
     return converging(made, smooth.true, f"by octaves; raise the error of {error:.2g}")
+
+
+def _below(smooth: Smooth, top: float, power: float, stride: int, error: float) -> FourierSeries:
+    """The function on the ``stride`` octaves below a power of two: that on those below 1, stretched, as its period is a
+    power of two again.
+    """
+    unit, factor = _below_one(smooth, stride, error), top**-power
+    return replace(
+        unit,
+        period=unit.period * top,
+        cosines=tuple(c * factor for c in unit.cosines),
+        sines=tuple(c * factor for c in unit.sines),
+        constant=unit.constant * factor,
+        domain=(unit.domain[0] * top, unit.domain[1] * top),
+    )
+
+
+@functools.cache
+def _below_one(smooth: Smooth, stride: int, error: float) -> FourierSeries:
+    octaves = (2.0**-stride * (1 - 2.0**-12), 1.0)  # the lower end is what a comparison of rounded values may leave
+    series = smooth.fourier(octaves, error=error).series
+    assert series is not None
+    return series
 
 
 def secformer(domain: Interval, *, steps: int = 13) -> Realisation:

@@ -17,7 +17,7 @@ from secureattn.events import PHASES
 from secureattn.ledger import phase_table, units
 from secureattn.nn.batch import Batch
 from secureattn.plan import Plan
-from secureattn.runs import Progress, Run, agreement, clear_run, cosines, execute
+from secureattn.runs import Progress, Run, agreement, clear_run, cosines, execute, perplexity
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Comparison:
 
     plan: Plan
     labels: npt.NDArray[np.int64] | None
+    inputs: Batch
     exact: Run
     clear: Run
     encrypted: Run
@@ -43,6 +44,15 @@ class Comparison:
         """Whether outputs are vectors, not scores."""
         return self.plan.config.output == "vector"
 
+    @property
+    def next(self) -> bool:
+        """Whether outputs are scores of next tokens."""
+        return self.plan.config.output == "next"
+
+    def perplexity(self, run: Run) -> float | None:
+        """Of the inputs' own tokens; None for other models."""
+        return perplexity(run.outputs, self.inputs.values, self.inputs.lengths) if self.next else None
+
     def document(self) -> dict[str, Any]:
         """As JSON, schema 1."""
         seconds = self.encrypted.seconds()
@@ -59,6 +69,7 @@ class Comparison:
                 "encrypted_with_clear": self.agreement(self.encrypted, self.clear),
             },
             **self._cosines(),
+            **({"perplexity": {name: self.perplexity(run) for name, run in self._runs().items()}} if self.next else {}),
             "max_abs_error": {
                 "approximation": _finite(_distance(self.clear, self.exact)),
                 "encryption": _finite(_distance(self.encrypted, self.clear)),
@@ -67,6 +78,9 @@ class Comparison:
             "seconds": {name: seconds.get(name) for name in (*PHASES, "total")},
             "changes_model": self.plan.protocol.changes_model,
         }
+
+    def _runs(self) -> dict[str, Run]:
+        return {"exact": self.exact, "clear": self.clear, "encrypted": self.encrypted}
 
     def _cosines(self) -> dict[str, Any]:
         if not self.vectors:
@@ -82,13 +96,15 @@ def compare(
     """Run all three; the encrypted one last, as it takes longest."""
     progress("running in the clear", 0, 0)
     exact, clear = clear_run(plan, inputs, exact=True), clear_run(plan, inputs)
-    return Comparison(plan, labels, exact, clear, execute(plan, inputs, progress=progress, device=device))
+    encrypted = execute(plan, inputs, progress=progress, device=device)
+    return Comparison(plan, labels, inputs, exact, clear, encrypted)
 
 
 def show(c: Comparison, console: Console) -> None:
     """Print the three columns as rows, the phases, and what they rest on."""
     console.print(f"[bold]{c.plan.title}[/bold], {c.plan.samples} samples, engine {c.plan.protocol.engine}")
-    what, last = ("cosine to exact, least", "vectors") if c.vectors else ("accuracy", "scores")
+    what = "cosine to exact, least" if c.vectors else "perplexity" if c.next else "accuracy"
+    last = "vectors" if c.vectors else "scores"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("run", what, "agrees with exact", "agrees with clear", f"max |error| of {last}"):
         table.add_column(column, justify="left" if column == "run" else "right")
@@ -123,6 +139,8 @@ def show_basis(plan: Plan, console: Console) -> None:
 def _quality(c: Comparison, run: Run) -> str:
     if c.vectors:
         return units.UNKNOWN if run is c.exact else f"{cosines(run.outputs, c.exact.outputs).min():.6f}"
+    if c.next:
+        return f"{c.perplexity(run):.4f}"
     accuracy = c.accuracy(run)
     return units.UNKNOWN if accuracy is None else f"{accuracy:.2%}"
 
@@ -139,4 +157,5 @@ def _finite(x: float) -> float | None:
 
 
 def _distance(a: Run, b: Run) -> float:
-    return float(np.abs(a.outputs - b.outputs).max())
+    apart = np.abs(a.outputs - b.outputs)
+    return float(np.nanmax(apart) if apart.ndim > 2 else apart.max())  # scores of next tokens are padded with NaN

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from secureattn.fit.intervals import (
     weights_of,
 )
 from secureattn.fit.measure import max_error
+
+Attempt = tuple[float, Array]
 
 _MOST_HARMONICS = 128
 _REGULARISATIONS = np.geomspace(1e-14, 1.0, 57)  # relative to the largest singular value
@@ -154,6 +157,7 @@ class _Target:
     linear: float
     relative: bool
     largest_weight: float
+    _kept: dict[tuple[float, int], tuple[list[Attempt], Iterator[Attempt]]] = field(default_factory=dict)
 
     def check(self) -> None:
         if not (math.isfinite(self.linear) and self.largest_weight > 0):
@@ -176,8 +180,23 @@ class _Target:
             return np.hstack([cosines, sines])
         return cosines if self.parity == "even" else sines
 
-    def attempts(self, period: float, harmonics: int) -> Iterator[tuple[float, Array]]:
-        """Ever more level series within the weight: the largest error at the points, and the coefficients."""
+    def attempts(self, period: float, harmonics: int) -> Iterator[Attempt]:
+        """Ever more level series within the weight: the largest error at the points, and the coefficients.
+
+        Made when first asked for, and kept: a search comes back to the same harmonics.
+        """
+        key = (period, harmonics)
+        if key not in self._kept:
+            self._kept[key] = ([], self._levelled(period, harmonics))
+        done, rest = self._kept[key]
+        for place in range(_LAWSON_STEPS + 1):
+            if place == len(done):
+                done += itertools.islice(rest, 1)
+            if place == len(done):
+                return
+            yield done[place]
+
+    def _levelled(self, period: float, harmonics: int) -> Iterator[Attempt]:
         n = 4 * harmonics + 64
         t = np.unique(np.r_[extrema_grid(n), np.linspace(-1.0, 1.0, n)])
         x = to_domain(t[t >= 0] if self.parity else t, self.domain)

@@ -44,14 +44,14 @@ def looked_up(tokens: npt.ArrayLike, table: Array) -> Array:
     return rows
 
 
-def at_client(config: ModelConfig, weights: Mapping[str, torch.Tensor], tokens: npt.ArrayLike) -> Array:
+def at_client(config: ModelConfig, weights: Mapping[str, torch.Tensor], tokens: npt.ArrayLike, past: int = 0) -> Array:
     """The rows a network starts from, ``[B,S]`` token numbers → ``[B,S,D]``, in the clear by whoever has the tokens and
     a public table: looked up, with positions, and normed where a norm follows, but for its gain and bias, which are in
-    the weights (see ``fold``).
+    the weights (see ``fold``). ``past``: tokens that stand before these.
     """
     embed = embedding(config, weights)
     x = torch.as_tensor(looked_up(tokens, embed.weight.T.numpy()))
-    x = x + (embed.bias[: x.shape[1]] if embed.bias.ndim == 2 else embed.bias)
+    x = x + (embed.bias[past : past + x.shape[1]] if embed.bias.ndim == 2 else embed.bias)
     if config.norm == "layernorm":
         x = x - x.mean(-1, keepdim=True)
     if config.embed_norm:

@@ -131,13 +131,13 @@ class Model:
         batch = self.batch(inputs)
         return batch if self.config.variable else self.check(batch.values)
 
-    def entering(self, config: ModelConfig, batch: Batch) -> Any:
+    def entering(self, config: ModelConfig, batch: Batch, past: int = 0) -> Any:
         """What a client puts into a network served as ``config``: the batch's values, or the rows it looks up in the
-        model's public embedding.
+        model's public embedding, for tokens that stand behind ``past`` others.
         """
         if config.input != "embedded":
             return batch.values
-        return at_client(self.config, self.embedding, batch.values)
+        return at_client(self.config, self.embedding, batch.values, past)
 
     @cached_property
     def embedding(self) -> Mapping[str, torch.Tensor]:

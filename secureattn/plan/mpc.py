@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.shapes import ShapesOnly
 from secureattn.backends.crypten.tensor import MpcTensor
 from secureattn.backends.symbolic import SymbolicMpc
 from secureattn.errors import PlanError
@@ -22,35 +23,39 @@ _SIGNED_BITS = 63
 
 def plan_mpc(draft: Plan) -> MpcPlan:
     """Every party's modelled run; a model whose values leave the protocol's declared range is refused."""
-    largest = _largest(draft)
+    most = largest(draft)
     backends = [run_symbolic_party(draft, rank) for rank in range(draft.protocol.mpc.parties)]
     recorders = tuple(backend.recorder for backend in backends)
     parties = tuple(Party.of(party_name(rank), recorder) for rank, recorder in enumerate(recorders))
     expected = None
     if draft.protocol.mpc.truncation == "local":
         truncated = backends[0].runtime.truncated
-        expected = sum(count * largest * 2.0 ** (places - _SIGNED_BITS) for places, count in truncated.items())
-    return MpcPlan(recorders, Ledger(draft.title, draft.protocol.engine, parties, measured=False), largest, expected)
+        expected = sum(count * most * 2.0 ** (places - _SIGNED_BITS) for places, count in truncated.items())
+    return MpcPlan(recorders, Ledger(draft.title, draft.protocol.engine, parties, measured=False), most, expected)
 
 
 def run_symbolic_party(plan: Plan, rank: int) -> SymbolicMpc:
     """One party's program on shapes alone; ``backend.asked`` says what the dealer will be asked for, part by part."""
-    config = plan.config
     backend = SymbolicMpc(plan.protocol.mpc, rank, ahead=True)
+    with ShapesOnly():
+        _run(plan, backend)
+    return backend
+
+
+def _run(plan: Plan, backend: SymbolicMpc) -> None:
     recorder = backend.recorder
     with recorder.phase("setup"):
         network = Encoder(plan.folded(weights=False), backend)
     for rows in plan.parts:
         part = plan.shape.of(rows)
         with recorder.phase("encrypt"):
-            x = entered(backend, config, part)
+            x = entered(backend, plan.config, part)
         with recorder.phase("online"):
             output = network(x, part.lengths)
         with recorder.phase("decrypt"):
             backend.reveal(output)
         with recorder.phase("offline"):
             backend.end_part()
-    return backend
 
 
 def entered(backend: MpcBackend, config: ModelConfig, shape: Shape, values: Any = None) -> MpcTensor:
@@ -61,13 +66,13 @@ def entered(backend: MpcBackend, config: ModelConfig, shape: Shape, values: Any 
     return backend.input(np.broadcast_to(0.0, numbers) if values is None else values)
 
 
-def _largest(plan: Plan) -> float:
+def largest(plan: Plan) -> float:
     """The largest magnitude of an argument or a value of the program's functions on their calibrated domains."""
-    site, largest = plan.model.ranges.largest(plan.config)
+    site, most = plan.model.ranges.largest(plan.config)
     declared = plan.protocol.mpc.integer_bits
-    if largest >= 2.0**declared:
+    if most >= 2.0**declared:
         raise PlanError(
-            f"values reach {largest:.3g} at {site}, and protocol {plan.protocol.name} declares less than "
-            f'{2**declared} (mpc.integer_bits = {declared}); set it to {math.frexp(largest)[1]}, or to "fit"'
+            f"values reach {most:.3g} at {site}, and protocol {plan.protocol.name} declares less than "
+            f'{2**declared} (mpc.integer_bits = {declared}); set it to {math.frexp(most)[1]}, or to "fit"'
         )
-    return largest
+    return most

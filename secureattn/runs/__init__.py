@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from secureattn.errors import InputError, PlanError
 from secureattn.nn.batch import Batch
 from secureattn.plan import Plan
+from secureattn.runs.quality import agreement, cosines, perplexity
 from secureattn.runs.result import Array, Progress, Run
 
-__all__ = ["Array", "Progress", "Run", "agreement", "clear_run", "cosines", "execute", "require"]
+__all__ = ["Array", "Progress", "Run", "agreement", "clear_run", "cosines", "execute", "perplexity", "require"]
 
 
 def execute(
@@ -84,25 +83,3 @@ def clear_run(plan: Plan, inputs: Any, *, exact: bool = False) -> Run:
 
     batch = plan.model.batch(inputs)
     return plaintext.run(plan.at(batch.shape), batch, lambda *_: None, False, exact=exact)
-
-
-def agreement(a: Array, b: Array, *, vectors: bool = False) -> float:
-    """Share of rows with the same largest entry; of ``vectors``, with the same nearest other row, by cosine."""
-    if vectors:
-        return float(np.mean(_nearest(a) == _nearest(b)))
-    return float(np.mean(a.argmax(-1) == b.argmax(-1)))
-
-
-def cosines(a: Array, b: Array) -> Array:
-    """Cosine of the angle between the rows of one and of the other."""
-    found: Array = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
-    return found
-
-
-def _nearest(vectors: Array) -> Array:
-    """The number of every row's nearest other row; 0 where there is no other."""
-    unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-    alike = unit @ unit.T
-    np.fill_diagonal(alike, -np.inf)
-    found: Array = alike.argmax(-1)
-    return found

@@ -43,6 +43,16 @@ class Run:
 
 
 def in_order(plan: Plan, outputs: Sequence[Any]) -> Array:
-    """Outputs ``[n,1,C]`` of a plan's parts as ``[N,C]``, in the order of the inputs."""
-    found: Array = np.concatenate(outputs)[:, 0]
-    return found[np.argsort([row for part in plan.parts for row in part])]
+    """Outputs ``[n,1,C]`` of a plan's parts as ``[N,C]``, in the order of the inputs; scores of next tokens ``[n,s,V]``
+    as ``[N,S,V]``, NaN behind an input's last token.
+    """
+    order = np.argsort([row for part in plan.parts for row in part])
+    if plan.config.output != "next":
+        found: Array = np.concatenate(outputs)[:, 0]
+        return found[order]
+    shape = plan.shape
+    padded = [np.pad(x, ((0, 0), (0, shape.tokens - x.shape[1]), (0, 0)), constant_values=np.nan) for x in outputs]
+    scores: Array = np.concatenate(padded)[order]
+    if shape.lengths is not None:
+        scores[np.arange(shape.tokens) >= np.array(shape.lengths)[:, None]] = np.nan
+    return scores

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from secureattn.approx import FUNCTIONS, Interval
+from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
 from secureattn.train.forward import Array, Tensors, forward, tensors, true_functions
 
@@ -24,15 +25,16 @@ _LOOK = 256  # training samples that show where the values of a site start
 
 
 def targets_of(
-    config: ModelConfig, named: Mapping[str, Interval], parameters: Mapping[str, Array], inputs: Array
+    config: ModelConfig, named: Mapping[str, Interval], parameters: Mapping[str, Array], inputs: Array | Batch
 ) -> dict[str, Interval]:
     """Site → target: what ``named`` says for the last part of its path, else the default of its function."""
     sites = config.sites()
     missing = [site for site in sites if last_part(site) not in named]
     seen: Tensors = {}
     if any(FUNCTIONS[sites[site]].RANGE == "positive" for site in missing):
+        few = inputs.part(range(min(_LOOK, len(inputs)))) if isinstance(inputs, Batch) else inputs[:_LOOK]
         with torch.no_grad():
-            look = forward(config, tensors(parameters), true_functions(config), inputs[:_LOOK], torch.float64)
+            look = forward(config, tensors(parameters), true_functions(config), few, torch.float64)
         seen = look.arguments
     return {
         site: named[last_part(site)] if site not in missing else _default(config, site, function, seen)
