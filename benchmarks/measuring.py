@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every part is told: where it may keep files, whether small versions will do."""
+
+    folder: Path
+    quick: bool
+
+    @property
+    def turns(self) -> int:
+        """Samples of a run, in turn with those of its peers."""
+        return 1 if self.quick else 3
+
+
+def run_all(name: str, about: str | None, parts: Mapping[str, Callable[[Setting], dict[str, Any]]], report: Any) -> int:
+    """A benchmark's command line: measure what ``out/name`` lacks, then write tables and JSON as its report says by
+    ``document`` and ``text``; 1 if a check fails.
+    """
+    options = _options(about, parts)
+    folder = Path("out") / name / ("quick" if options.quick else "full")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in options.only or parts:
+        kept = folder / f"{part}.json"
+        if options.fresh or not kept.exists():
+            write(kept, measured(part, lambda of=parts[part]: of(Setting(folder, options.quick))))
+    there = {part: json.loads(kept.read_text()) for part in parts if (kept := folder / f"{part}.json").exists()}
+    document = report.document(there, quick=options.quick)
+    if not options.quick and len(there) == len(parts):
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.md").write_text(report.text(document))
+        write(RESULTS / f"{name}.json", document)
+    if options.json:
+        write(options.json, document)
+    print(report.text(document))
+    return verdict(document)
+
+
+def _options(about: str | None, parts: Mapping[str, Any]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small versions of all parts: two or three minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
+    parser.add_argument("--only", nargs="+", choices=parts, metavar="PART", help=f"of {', '.join(parts)}")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is kept")
+    return parser.parse_args()
 
 
 def measured(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -9,22 +9,17 @@ parts as they are there. Once all parts are there, writes tables and everything 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mpc_report
-from measuring import measured, tell, verdict, write
+from measuring import Setting, run_all, tell
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-OUT = Path("out") / "mpc"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])  # the parties'
 
 SHAPE = {"tokens": 128, "width": 768, "heads": 12, "hidden": 3072}
@@ -45,19 +40,6 @@ WARM = 2
 KEYS, QUICK_KEYS = [16, 128, 512, 2048], [16, 128]
 PRODUCTS, QUICK_PRODUCTS = 10**8, 10**6
 DIGITS = ("accurate-mpc", "power-softmax-mpc")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every part is told: where it may keep files, whether small versions will do."""
-
-    folder: Path
-    quick: bool
-
-    @property
-    def turns(self) -> int:
-        """Samples of a run, in turn with those of its peers."""
-        return 1 if self.quick else 3
 
 
 # ---- the parts ----------------------------------------------------------------------------------------------
@@ -141,38 +123,5 @@ PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
 }
 
 
-# ---- all of it ----------------------------------------------------------------------------------------------
-
-
-def main() -> int:
-    """Measure what is missing, then write tables and JSON; 1 if a check fails."""
-    options = _options()
-    folder = OUT / ("quick" if options.quick else "full")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in options.only or PARTS:
-        kept = folder / f"{name}.json"
-        if options.fresh or not kept.exists():
-            write(kept, measured(name, lambda part=PARTS[name]: part(Setting(folder, options.quick))))
-    parts = {name: json.loads(kept.read_text()) for name in PARTS if (kept := folder / f"{name}.json").exists()}
-    document = mpc_report.document(parts, quick=options.quick)
-    if not options.quick and len(parts) == len(PARTS):
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "mpc.md").write_text(mpc_report.text(document))
-        write(RESULTS / "mpc.json", document)
-    if options.json:
-        write(options.json, document)
-    print(mpc_report.text(document))
-    return verdict(document)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small versions of all parts: two minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is kept")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_all("mpc", __doc__, PARTS, mpc_report))

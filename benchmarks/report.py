@@ -58,6 +58,7 @@ def unmeasured(text: str) -> str:
         "attention": attention_table,
         "atlas": atlas_table,
         "mpc": mpc_table,
+        "text": text_table,
         "ckks": ckks_table,
     }
     for name, table in tables.items():
@@ -118,6 +119,11 @@ def ckks_table() -> str:
 def mpc_table() -> str:
     """The secret-sharing benchmark as it was last measured."""
     return (ROOT / "benchmarks" / "results" / "mpc.md").read_text()
+
+
+def text_table() -> str:
+    """The text benchmark as it was last measured."""
+    return (ROOT / "benchmarks" / "results" / "text.md").read_text()
 
 
 def demo_output() -> str:

@@ -9,7 +9,6 @@ parts as they are there. Once all parts are there, writes tables and everything 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -18,28 +17,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import text_report
-from measuring import measured, tell, verdict, write
+from measuring import Setting, run_all, tell
 
-RESULTS = Path(__file__).resolve().parent / "results"
-OUT = Path("out") / "text"
 MODEL, PROTOCOL = "minilm", "accurate-mpc"
 SENTENCE = "How do I bake a good loaf of bread at home tonight?"
 DECODERS = ("bytes-gpt2", "bytes-llama", "bytes-gpt2-power", "bytes-llama-power")
 PROMPT, PROMPTS, NEW = 14, 10, 50
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every part is told: where it may keep files, whether small versions will do."""
-
-    folder: Path
-    quick: bool
 
 
 # ---- the parts ----------------------------------------------------------------------------------------------
@@ -149,7 +137,13 @@ def checkpoints(setting: Setting) -> dict[str, Any]:
 
     from secureattn.nn.huggingface.vit import patches
 
-    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128}
+    shape: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+    }
+    shape |= {"initializer_range": 0.1}  # classes that differ: an untrained model's are all but equal
     text = {"vocab_size": 100, "max_position_embeddings": 20, "pad_token_id": 1, "num_labels": 5}
     rng, found = np.random.default_rng(0), {}
     tokens, images = rng.integers(2, 100, (12, 16)), rng.normal(size=(12, 3, 16, 16))
@@ -186,38 +180,5 @@ PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
 }
 
 
-# ---- all of it ----------------------------------------------------------------------------------------------
-
-
-def main() -> int:
-    """Measure what is missing, then write tables and JSON; 1 if a check fails."""
-    options = _options()
-    folder = OUT / ("quick" if options.quick else "full")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in options.only or PARTS:
-        kept = folder / f"{name}.json"
-        if options.fresh or not kept.exists():
-            write(kept, measured(name, lambda part=PARTS[name]: part(Setting(folder, options.quick))))
-    parts = {name: json.loads(kept.read_text()) for name in PARTS if (kept := folder / f"{name}.json").exists()}
-    document = text_report.document(parts, quick=options.quick)
-    if not options.quick and len(parts) == len(PARTS):
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "text.md").write_text(text_report.text(document))
-        write(RESULTS / "text.json", document)
-    if options.json:
-        write(options.json, document)
-    print(text_report.text(document))
-    return verdict(document)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small versions of all parts: three minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is kept")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_all("text", __doc__, PARTS, text_report))

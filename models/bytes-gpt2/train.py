@@ -4,7 +4,7 @@ from pathlib import Path
 
 from secureattn.train.language import Recipe, run
 
-RECIPE = Recipe()
+RECIPE = Recipe(targets={"exp": (-10.0, 5.0), "normaliser": (1.0, 64.0)}, penalty=1.0)
 
 if __name__ == "__main__":
     run(Path(__file__).parent, RECIPE)
