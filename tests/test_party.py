@@ -360,10 +360,18 @@ def test_all_end_when_one_dies_or_hangs(victim: int, how: signal.Signals, inputs
     assert not (tmp_path / "scores.npy").exists()
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_for_all(port: int) -> None:
-    """Until all three have met."""
-    store = Address("127.0.0.1", port).store(serve=False, wait_s=LIMIT_S)
+    """Until all three have met. A store's own attempts to connect grow seconds apart: the run may be over by then."""
     deadline = time.monotonic() + LIMIT_S
+    while not listens(port):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    store = Address("127.0.0.1", port).store(serve=False, wait_s=LIMIT_S)
     while not store.check([f"heard/{rank}" for rank in range(3)]):
         assert time.monotonic() < deadline
         time.sleep(0.01)
