@@ -16,10 +16,8 @@ from secureattn.errors import InputError
 from secureattn.nn import huggingface, parameters, text
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.model import SAMPLES, Model
-from secureattn.nn.ranges import Ranges
+from secureattn.nn.ranges import UNMEASURED
 from secureattn.train.ranges import calibrate
-
-_EMPTY = Ranges({}, {}, {}, 0, 0.0)
 
 
 def convert(options: Options, source: Path) -> None:
@@ -36,7 +34,7 @@ def convert(options: Options, source: Path) -> None:
         shutil.copyfile(made.tokenizer, folder / text.FILE)
     (folder / "config.json").write_text(made.config.to_json())
     (folder / "README.md").write_text(_card(made.config, source))
-    model = Model(folder, made.config, _EMPTY)
+    model = Model(folder, made.config, UNMEASURED)
     if samples is not None:
         _keep(folder, model, samples)
     console = output.stdout()

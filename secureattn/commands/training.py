@@ -24,7 +24,7 @@ from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.huggingface import is_checkpoint
 from secureattn.nn.model import Array, Model
-from secureattn.nn.ranges import Ranges
+from secureattn.nn.ranges import UNMEASURED
 from secureattn.protocol import Protocol
 from secureattn.resources import find, names
 from secureattn.train import checkpoint
@@ -44,7 +44,6 @@ CONVERSION = Recipe(epochs=40, learning_rate=3e-3)
 FURTHER = Recipe(epochs=10, learning_rate=1e-3)
 """What a trained model needs to get used to its approximations."""
 _UNFINISHED = "checkpoint"  # folder within the model's, while training lasts
-_EMPTY = Ranges({}, {}, {}, 0, 0.0)  # of a model that is being calibrated
 
 
 def train(options: Options) -> None:
@@ -127,7 +126,7 @@ def calibrate(options: Options) -> None:
     if path.resolve() in {file.resolve() for file in shipped} and not options.overwrite:
         raise InputError(f"{path} belongs to a shipped model; name another file with -o, or add --overwrite")
     config = ModelConfig.load(folder / "config.json")
-    model = Model(folder, config, _EMPTY)
+    model = Model(folder, config, UNMEASURED)
     weights = {name: value.numpy() for name, value in model.weights.items()}
     inputs = model.calibration(read_inputs(options.samples) if options.samples else _split(config).train_inputs)
     with output.progress() as tell:

@@ -97,6 +97,10 @@ class Ranges:
         return cls(observed, domains, bounds, samples, margin, around)
 
 
+UNMEASURED = Ranges({}, {}, {}, 0, 0.0)
+"""Of a model that is still to be calibrated."""
+
+
 def widened(function: str, interval: Interval, margin: float, floor: float = 0.0) -> Interval:
     """An interval plus a margin: by a factor ``1+margin`` for functions of positive values (never below ``floor``),
     by that share of the larger end, symmetrically, for functions with a parity, by that share of the width otherwise.

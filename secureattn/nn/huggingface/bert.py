@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from secureattn.nn.config import ModelConfig
-from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source
+from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source, kind_of
 
 _PARTS = {
     "attention.query": "attention.self.query",
@@ -87,9 +87,8 @@ class Bert(Family):
             part, kind = ours.split(".")
             return source(f"{self.pooler if part == 'pooler' else self.head}.{kind}", prefix=self._outer(part))
         _, layer, part = ours.split(".", 2)
-        part, kind = part.rsplit(".", 1)
-        kind = {"gain": "weight"}.get(kind, kind)
-        return source(f"encoder.layer.{layer}.{_PARTS[part]}.{kind}", prefix=self.prefix)
+        part = part.rsplit(".", 1)[0]
+        return source(f"encoder.layer.{layer}.{_PARTS[part]}.{kind_of(ours)}", prefix=self.prefix)
 
     def _embedding(self, ours: str, config: ModelConfig, source: Source) -> Array:
         if ours == "embed.weight":
@@ -101,7 +100,7 @@ class Bert(Family):
             table = source("embeddings.position_embeddings.weight", prefix=self.prefix)
             found: Array = table[self.skipped_positions : self.skipped_positions + config.tokens]
             return found
-        return source(f"embeddings.LayerNorm.{'weight' if ours.endswith('gain') else 'bias'}", prefix=self.prefix)
+        return source(f"embeddings.LayerNorm.{kind_of(ours)}", prefix=self.prefix)
 
     def _outer(self, part: str) -> str:
         return self.prefix if part == "pooler" else ""

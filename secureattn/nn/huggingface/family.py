@@ -26,6 +26,12 @@ ACTIVATIONS = {
 """Their names of functions → ours."""
 
 
+def kind_of(ours: str) -> str:
+    """What the last part of our parameter's name is there: weight or bias."""
+    last = ours.rsplit(".", 1)[-1]
+    return "weight" if last == "gain" else last
+
+
 @dataclass
 class Source:
     """A checkpoint: its settings (config.json), its tensors by name, and how sentence-transformers pools it, if it

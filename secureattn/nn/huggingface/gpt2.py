@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from secureattn.nn.config import ModelConfig
-from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source
+from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source, kind_of
 
 _PARTS = {
     "attention.output": "attn.c_proj",
@@ -58,7 +58,7 @@ class Gpt2(Family):
 
     def parameter(self, ours: str, config: ModelConfig, source: Source) -> Array:
         """Our parameter."""
-        kind = {"gain": "weight"}.get(last := ours.rsplit(".", 1)[-1], last)
+        kind = kind_of(ours)
         outer = {"embed.weight": "wte.weight", "position": "wpe.weight"}
         if ours in ("embed.bias", "head.bias"):
             return np.zeros(config.width if ours == "embed.bias" else config.classes)

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from secureattn.nn.config import ModelConfig
-from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source
+from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source, kind_of
+from secureattn.nn.parameters import shapes
 
 _PARTS = {
     "attention.query": "self_attn.q_proj",
@@ -71,19 +72,18 @@ class Llama(Family):
 
     def parameter(self, ours: str, config: ModelConfig, source: Source) -> Array:
         """Our parameter."""
-        kind = {"gain": "weight"}.get(last := ours.rsplit(".", 1)[-1], last)
+        kind = kind_of(ours)
         if ours == "embed.weight":
             return source("embed_tokens.weight", prefix=self.prefix).T
         if ours == "head.weight":
             return source("lm_head.weight")
-        names = {"final.norm": "norm"}
         if ours.startswith("layer."):
             _, layer, part = ours.rsplit(".", 1)[0].split(".", 2)
             name = f"layers.{layer}.{_PARTS[part]}.{kind}"
         else:
-            name = f"{names.get(ours.rsplit('.', 1)[0], ours)}.{kind}"
+            name = f"{'norm' if ours.startswith('final.norm') else ours}.{kind}"
         if kind == "bias" and not (source.has(name) or source.has(self.prefix + name)):
-            return np.zeros(_size(ours, config))
+            return np.zeros(shapes(config)[ours])
         return source(name, prefix=self.prefix)
 
     def may_be_left(self, tensor: str) -> bool:
@@ -110,12 +110,6 @@ def _rotation(source: Source) -> dict[str, Any]:
     """Settings of rotary positions, from where transformers 5 or earlier ones keep them."""
     old = {"rope_theta": source.settings["rope_theta"]} if "rope_theta" in source.settings else {}
     return {**old, **(source.settings.get("rope_scaling") or {}), **(source.settings.get("rope_parameters") or {})}
-
-
-def _size(ours: str, config: ModelConfig) -> int:
-    from secureattn.nn.parameters import shapes
-
-    return shapes(config)[ours][0]
 
 
 FAMILIES = (Llama(), Mistral(), Qwen2())

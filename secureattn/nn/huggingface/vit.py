@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from secureattn.nn.config import ModelConfig
-from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source
+from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source, kind_of
 
 _PARTS = {
     "attention.query": ("encoder.layer.{}.attention.attention.query", "layers.{}.attention.q_proj"),
@@ -63,7 +63,7 @@ class Vit(Family):
 
     def parameter(self, ours: str, config: ModelConfig, source: Source) -> Array:
         """Our parameter; the convolution over patches is a linear layer."""
-        kind = {"gain": "weight"}.get(last := ours.rsplit(".", 1)[-1], last)
+        kind = kind_of(ours)
         convolution = "embeddings.patch_embeddings.projection"
         if ours == "embed.weight":
             return source(f"{convolution}.weight", prefix=self.prefix).reshape(config.width, config.features)
