@@ -12,11 +12,13 @@ from typing import Any
 from secureattn.approx import FUNCTIONS, Realisation, exact, named, realise, violations
 from secureattn.approx.attention import VARIANTS
 from secureattn.approx.attention import realisations as ways_of
-from secureattn.backends.crypten.parameters import MpcParameters
+from secureattn.backends.crypten.parameters import MpcParameters, places_beside
 from secureattn.errors import ProtocolError, SecureAttnError
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.model import Model
 from secureattn.nn.ranges import Ranges
+from secureattn.precision import FIT, Precision, read
+from secureattn.precision import violations as precision_violations
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +29,7 @@ ENGINES = ("plaintext", "ckks", "crypten")
 REFRESH = ("client", "none")
 LAYOUTS = ("auto", "batch", "dense")
 SCALES = range(30, 51)
+_FITTING = ("integer_bits", "fractional_bits")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ class Beyond:
 class Protocol:
     """A checked protocol. ``functions``: function name → its realisation's kind and options, ``sites``: the same for
     single sites of a model, which win; ``softmax``: the attention variant that computes a softmax model's attention;
-    ``beyond``: another way for layers whose scores reach far; ``fits_range``: the declared range follows the model's;
+    ``beyond``: another way for layers whose scores reach far; ``fits_range``: the declared range follows the model's,
+    ``fits_places``: and there are as many binary places as it leaves room for; ``precision``: what is asked for, by
+    what comes out of a model;
     ``embedding``: how a model of tokens gets them, ``one_hot`` rows times its owner's table, or rows ``looked_up`` by
     the client, who then has the table.
     """
@@ -111,6 +116,8 @@ class Protocol:
     beyond: Beyond | None = None
     embedding: str = "one_hot"
     fits_range: bool = False
+    fits_places: bool = False
+    precision: Mapping[str, Precision] = field(default_factory=dict)
 
     def served(self, config: ModelConfig, ranges: Ranges | None = None) -> ModelConfig:
         """The model as this protocol computes it: softmax in the way named here, tokens embedded by whoever may.
@@ -126,6 +133,21 @@ class Protocol:
         if config.input == "tokens" and self.embedding == "looked_up":
             changed |= {"input": "embedded", "features": config.width}
         return replace(config, **changed)
+
+    def precise(self, output: str) -> Protocol:
+        """The protocol for models with that output, as precise as it asks for there."""
+        wanted = self.precision.get(output)
+        if wanted is None:
+            return self
+        places = wanted.fractional_bits
+        return replace(
+            self,
+            functions=wanted.of(self.functions),
+            sites=wanted.of(self.sites),
+            mpc=self.mpc if places in (None, FIT) else replace(self.mpc, fractional_bits=places),
+            fits_places=self.fits_places if places is None else places == FIT,
+            precision={},
+        )
 
     def options(self, site: str, function: str) -> Mapping[str, Any] | None:
         """What the protocol says of a site, or else of its function."""
@@ -154,12 +176,17 @@ class Protocol:
 
 
 def fitted(protocol: Protocol, model: Model) -> Protocol:
-    """The protocol with a declared range that holds the model's values, where it leaves that open."""
-    if not protocol.fits_range:
-        return protocol
-    _, largest = model.ranges.largest(protocol.served(model.config, model.ranges))
-    needed = max(protocol.mpc.integer_bits, math.frexp(largest)[1])
-    return replace(protocol, mpc=replace(protocol.mpc, integer_bits=needed))
+    """The protocol as it serves this model: as precise as what comes out needs, with a declared range that holds the
+    model's values and binary places to fill what that leaves, where it leaves them open.
+    """
+    protocol = protocol.precise(model.config.output)
+    integer, places = protocol.mpc.integer_bits, protocol.mpc.fractional_bits
+    if protocol.fits_range:
+        _, largest = model.ranges.largest(protocol.served(model.config, model.ranges))
+        integer = max(integer, math.frexp(largest)[1])
+    if protocol.fits_places:
+        places = places_beside(integer)
+    return replace(protocol, mpc=replace(protocol.mpc, integer_bits=integer, fractional_bits=places))
 
 
 def exact_realisations(model: Model) -> dict[str, Realisation]:
@@ -174,16 +201,13 @@ def load_protocol(path: Path) -> Protocol:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProtocolError(f"protocol {path}", [str(error)]) from error
     wrong = _violations(raw)
-    ckks, mpc = CkksOptions(), MpcParameters()
+    ckks = CkksOptions()
     try:
         ckks = CkksOptions(**_known(raw.get("ckks", {}), CkksOptions))
     except ProtocolError as error:
         wrong += error.violations
-    try:
-        fixed = {key: value for key, value in _known(raw.get("mpc", {}), MpcParameters).items() if value != "fit"}
-        mpc = MpcParameters(**fixed)
-    except ProtocolError as error:
-        wrong += [f"mpc.{violation}" for violation in error.violations]
+    mpc, violated = _mpc(raw)
+    wrong += violated
     if wrong:
         raise ProtocolError(f"protocol {path.name}", wrong)
     softmax = raw.get("functions", {}).get("softmax", {"kind": "mean_shift"})
@@ -196,7 +220,9 @@ def load_protocol(path: Path) -> Protocol:
         sites=raw.get("sites", {}),
         softmax=_softmax(softmax["kind"]),
         beyond=Beyond(_softmax(softmax["beyond"]), float(softmax["reach"])) if "beyond" in softmax else None,
-        fits_range=raw.get("mpc", {}).get("integer_bits") == "fit",
+        fits_range=raw.get("mpc", {}).get("integer_bits") == FIT,
+        fits_places=raw.get("mpc", {}).get("fractional_bits") == FIT,
+        precision=read(raw),
         ckks=ckks,
         mpc=mpc,
         changes_model=raw.get("changes_model", False),
@@ -206,7 +232,7 @@ def load_protocol(path: Path) -> Protocol:
 
 def _violations(raw: Mapping[str, Any]) -> list[str]:
     wrong = []
-    known = {"format", "engine", "trust", "source", "functions", "sites", "ckks", "mpc", "changes_model", "embedding"}
+    known = {f.name for f in fields(Protocol)} - {"name", "softmax", "beyond", "fits_range", "fits_places"} | {"format"}
     wrong += [f"unknown key {key!r}" for key in raw if key not in known]
     if raw.get("format") != 1 or not isinstance(raw["format"], int) or raw["format"] is True:
         wrong.append("format must be 1, the only version this release reads")
@@ -229,7 +255,30 @@ def _violations(raw: Mapping[str, Any]) -> list[str]:
     embeddings = ("looked_up",) if raw.get("engine") == "ckks" else ("one_hot", "looked_up")
     if raw.get("embedding", "looked_up") not in embeddings:
         wrong.append(f"embedding must be {' or '.join(embeddings)} on {raw.get('engine')}, not {raw['embedding']!r}")
-    return wrong + _function_violations(raw) + _site_violations(raw)
+    return wrong + precision_violations(raw) + _function_violations(raw) + _site_violations(raw)
+
+
+def _mpc(raw: Mapping[str, Any]) -> tuple[MpcParameters, list[str]]:
+    """The parameters of a run on shares, those that follow the model's range at their defaults, and what is wrong with
+    them, or with them once they are as precise as the protocol asks for.
+    """
+    given = _known(raw.get("mpc", {}), MpcParameters)
+    fixed = {key: value for key, value in given.items() if key not in _FITTING or value != FIT}
+    made, wrong = MpcParameters(), list[str]()
+    precision = {} if precision_violations(raw) else read(raw)
+    places = {"mpc": given.get("fractional_bits")}
+    places |= {f"precision.{output}": asked.fractional_bits for output, asked in precision.items()}
+    for section, asked in places.items():
+        try:
+            wanted = {"fractional_bits": asked} if asked not in (None, FIT) else {}
+            parameters = MpcParameters(**{**fixed, **wanted})
+        except ProtocolError as error:
+            wrong += [f"{section}.{violation}" for violation in error.violations]
+            continue
+        made = parameters if section == "mpc" else made
+        if asked == FIT and parameters.truncation == "local":
+            wrong.append(f'{section}.fractional_bits: "fit" fills the ring, which needs truncation = "exact"')
+    return made, wrong
 
 
 def _function_violations(raw: Mapping[str, Any]) -> list[str]:

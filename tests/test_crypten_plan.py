@@ -23,7 +23,7 @@ from secureattn.backends.crypten.csprng import Csprng, key_to_words, new_key, wo
 from secureattn.backends.crypten.dealer import Dealer
 from secureattn.backends.crypten.harmonics import turned_back
 from secureattn.backends.crypten.material import Kind, Request, combine, draw, series_argument
-from secureattn.backends.crypten.parameters import MpcParameters
+from secureattn.backends.crypten.parameters import MpcParameters, places_beside
 from secureattn.backends.crypten.periodic import harmonics_of
 from secureattn.backends.crypten.planning import UNIT_S, NullRuntime
 from secureattn.backends.crypten.runtime import Asked
@@ -1012,6 +1012,12 @@ def test_a_weight_has_the_places_that_a_product_leaves(
 ) -> None:
     parameters = MpcParameters(fractional_bits=fractional, integer_bits=integer, truncation=truncation)  # type: ignore[arg-type]
     assert parameters.weight_bits == weight
+
+
+def test_binary_places_that_a_range_leaves() -> None:
+    assert [places_beside(integer) for integer in (2, 12, 14, 15, 16, 30, 40)] == [24, 24, 24, 23, 23, 16, 11]
+    for integer in range(2, 41):
+        MpcParameters(fractional_bits=places_beside(integer), integer_bits=integer)
 
 
 def test_room_of_the_ring() -> None:

@@ -11,7 +11,8 @@ import pytest
 from secureattn.approx import FUNCTIONS
 from secureattn.errors import InputError, ProtocolError
 from secureattn.nn.config import ModelConfig
-from secureattn.protocol import ENGINES, Protocol, load_protocol
+from secureattn.nn.model import load_model
+from secureattn.protocol import ENGINES, Protocol, fitted, load_protocol
 from secureattn.resources import find, names
 
 GOOD = """
@@ -306,6 +307,75 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     refused(tmp_path / "own.toml")
+
+
+# ---- precision by output ----------------------------------------------------------------------------------------
+
+
+SHARES = GOOD.split("[ckks]")[0].replace('"ckks"', '"crypten"').replace("degree = 15", "error = 1e-3")
+
+
+def test_precision_changes_what_an_error_chooses_and_binary_places_for_its_output_alone(write: Write) -> None:
+    text = SHARES.replace("error = 1e-3 }", 'error = 1e-3 }\nrelu = { kind = "compare" }')
+    own = load_protocol(write(text + "[precision.next]\nerror = 1e-6\nfractional_bits = 20\n"))
+    assert own.precise("vector") == own
+    fine = own.precise("next")
+    assert fine.functions == {"gelu": {"kind": "chebyshev", "error": 1e-6}, "relu": {"kind": "compare"}}
+    assert (own.mpc.fractional_bits, fine.mpc.fractional_bits) == (16, 20)
+    assert fine.precise("next") == fine
+
+
+def test_what_is_left_open_follows_the_models_range(write: Write) -> None:
+    model = load_model(find("models", "bytes-llama"))  # its exponentials reach 5200
+    for places, integer, wanted in (('"fit"', '"fit"', (24, 13)), ('"fit"', "30", (16, 30)), ("20", '"fit"', (20, 13))):
+        bits = f"fractional_bits = {places}\n"
+        asked = f"[mpc]\ninteger_bits = {integer}\n"
+        for text in (asked + bits, f"{asked}[precision.next]\n{bits}"):
+            mpc = fitted(load_protocol(write(SHARES + text)), model).mpc
+            assert (mpc.fractional_bits, mpc.integer_bits) == wanted
+    served = fitted(load_protocol(find("protocols", "accurate-mpc")), model)
+    assert fitted(served, model) == served
+    assert served.functions["silu"]["error"] == 1e-6
+    encoder = load_model(find("models", "digits-vit"))
+    kept = fitted(load_protocol(find("protocols", "accurate-mpc")), encoder)
+    assert (kept.mpc.fractional_bits, kept.functions["gelu"]["error"]) == (16, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[precision.words]\nerror = 1e-6", "precision.words: the output is none of scores, vector, next"),
+        ("[precision.next]\nerrors = 1e-6", "precision.next: unknown option 'errors'"),
+        ("[precision.next]\nerror = 0.0", "precision.next: error must be a positive number, not 0.0"),
+        ("[precision.next]\nerror = true", "precision.next: error must be a positive number, not True"),
+        ("[precision]\nnext = 1e-6", "precision must be sections [precision.OUTPUT]"),
+        (
+            "[precision.next]\nfractional_bits = 60",
+            "precision.next.fractional_bits must be a whole number from 4 to 28",
+        ),
+        ("[precision.next]\nfractional_bits = 26", "precision.next.a product has twice 26 binary places"),
+        (
+            '[mpc]\ntruncation = "local"\n[precision.next]\nfractional_bits = "fit"',
+            'precision.next.fractional_bits: "fit" fills the ring, which needs truncation = "exact"',
+        ),
+        ('[mpc]\nparties = "fit"', "mpc.parties must be a whole number from 2 to 16, not 'fit'"),
+    ],
+)
+def test_precision_that_cannot_be_had_is_refused(write: Write, text: str, says: str) -> None:
+    (violation,) = refused(write(f"{SHARES}{text}\n")).violations
+    assert violation.startswith(says)
+
+
+def test_binary_places_are_for_shares(write: Write) -> None:
+    error = refused(write(GOOD + "[precision.next]\nfractional_bits = 20\n"))
+    assert error.violations == ("precision.next: fractional_bits belong to engine 'crypten', not 'ckks'",)
+
+
+def test_in_the_clear_as_on_shares() -> None:
+    shares, clear = shipped("accurate-mpc"), shipped("accurate-plaintext")
+    for output in ("scores", "vector", "next"):
+        assert shares.precise(output).functions == clear.precise(output).functions
+    assert (shares.softmax, shares.beyond) == (clear.softmax, clear.beyond)
 
 
 # ---- finding them -----------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ Weights = Literal["shared", "public"]
 RING_BITS = 62
 """A shared value of p binary places below 2^s in magnitude needs p + s ≤ 62, for truncation to be exact."""
 
+MOST_FITTED_BITS = 24
+"""Binary places that are worth having: with more, the errors of functions are all that is left."""
+
 _SPARE_WEIGHT_BITS = 8
 _SPARE_FACTOR_BITS = 6
 
@@ -96,6 +99,11 @@ class MpcParameters:
         if self.dealer == "tfp":
             return "party 0 deals the randomness and could read every secret: for development only"
         return None
+
+
+def places_beside(integer_bits: int) -> int:
+    """Binary places that a declared range leaves room for in a product, and no more than are worth having."""
+    return min((RING_BITS - integer_bits) // 2, MOST_FITTED_BITS)
 
 
 def _is_whole(value: object) -> bool:
