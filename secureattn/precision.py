@@ -18,7 +18,8 @@ FIT = "fit"
 
 @dataclass(frozen=True)
 class Precision:
-    """``error``: of every function whose realisation is chosen by its error; ``fractional_bits``: binary places of
+    """``error``: of every function whose realisation is chosen by its error, sites that have one of their own left
+    out; ``fractional_bits``: binary places of
     numbers on shares, "fit" for as many as the model's range leaves room for. None leaves either as it is.
     """
 
@@ -26,7 +27,7 @@ class Precision:
     fractional_bits: Any = None
 
     def of(self, functions: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-        """Functions or sites with this error, where their options name one."""
+        """Functions with this error, where their options name one."""
         return {name: self._options(options) for name, options in functions.items()}
 
     def _options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:

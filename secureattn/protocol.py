@@ -95,12 +95,11 @@ class Beyond:
 @dataclass(frozen=True)
 class Protocol:
     """A checked protocol. ``functions``: function name → its realisation's kind and options, ``sites``: the same for
-    single sites of a model, which win; ``softmax``: the attention variant that computes a softmax model's attention;
-    ``beyond``: another way for layers whose scores reach far; ``fits_range``: the declared range follows the model's,
-    ``fits_places``: and there are as many binary places as it leaves room for; ``precision``: what is asked for, by
-    what comes out of a model;
-    ``embedding``: how a model of tokens gets them, ``one_hot`` rows times its owner's table, or rows ``looked_up`` by
-    the client, who then has the table.
+    sites of a model, which win, each by its path or all of one name; ``softmax``: the attention variant that computes a
+    softmax model's attention; ``beyond``: another way for layers whose scores reach far; ``fits_range``: the declared
+    range follows the model's, ``fits_places``: there are as many binary places as it leaves room for; ``precision``:
+    what is asked for, by what comes out of a model; ``embedding``: how a model of tokens gets them, ``one_hot`` rows
+    times its owner's table, or rows ``looked_up`` by the client, who then has the table.
     """
 
     name: str
@@ -143,22 +142,24 @@ class Protocol:
         return replace(
             self,
             functions=wanted.of(self.functions),
-            sites=wanted.of(self.sites),
             mpc=self.mpc if places in (None, FIT) else replace(self.mpc, fractional_bits=places),
             fits_places=self.fits_places if places is None else places == FIT,
             precision={},
         )
 
     def options(self, site: str, function: str) -> Mapping[str, Any] | None:
-        """What the protocol says of a site, or else of its function."""
-        found: Mapping[str, Any] | None = self.sites.get(site, named(function, self.functions))
+        """What the protocol says of a site, or of every site of its name, or else of its function."""
+        of_function = named(function, self.functions)
+        found: Mapping[str, Any] | None = self.sites.get(site, self.sites.get(site.rsplit("/", 1)[-1], of_function))
         return found
 
     def realisations(self, model: Model) -> dict[str, Realisation]:
         """What serves each site of a model, made for its calibrated domain; all that cannot be are named at once."""
         made: dict[str, Realisation] = {}
-        sites = self.served(model.config, model.ranges).sites()
-        wrong = [f"{site} is no site of the model, which has {', '.join(sites)}" for site in self.sites.keys() - sites]
+        config = self.served(model.config, model.ranges)
+        sites, bears = config.sites(), config.bears()
+        foreign = [site for site in self.sites.keys() - sites if "/" in site]
+        wrong = [f"{site} is no site of the model, which has {', '.join(sites)}" for site in foreign]
         for site, function in sites.items():
             options = self.options(site, function)
             if options is None:
@@ -170,6 +171,11 @@ class Protocol:
                     made[site] = realise(function, options, model.ranges.domains[site])
                 except SecureAttnError as error:
                     wrong.append(f"{site}: {error}")
+        wrong += [
+            f"{site}: {r.label} errs by {r.error:.2g}, and the domains after it hold for {bears[site]:g}; allow less"
+            for site, r in made.items()
+            if (r.error or 0.0) > bears.get(site, math.inf)
+        ]
         if wrong:
             raise ProtocolError(f"protocol {self.name} cannot serve model {model.config.name}", wrong)
         return made
@@ -303,11 +309,15 @@ def _function_violations(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _site_violations(raw: Mapping[str, Any]) -> list[str]:
-    """A site's function is the model's business, so its options are checked when a model is there."""
+    """A site's function is the model's business, so its options are checked when a model is there; what has no path
+    stands for the sites of that name, of any layer, and has to be one of an attention.
+    """
     sites = raw.get("sites", {})
     if not isinstance(sites, dict):
         return [f"sites must be a section [sites], a site a line, not {sites!r}"]
-    return [
+    names = {site for variant in VARIANTS.values() for site in variant.sites}
+    unknown = [site for site in sites if "/" not in site and site not in names]
+    return [f"sites.{site} is a site of no attention; those of a model are named by their path" for site in unknown] + [
         f'sites.{site} must be a table such as {{ kind = "chebyshev", degree = 15 }}'
         for site, options in sites.items()
         if not isinstance(options, dict) or not isinstance(options.get("kind"), str)

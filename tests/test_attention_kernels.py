@@ -13,7 +13,7 @@ from helpers import Array, assert_close, eight_bits
 
 from secureattn.approx import Realisation, exp, reciprocal, rsqrt
 from secureattn.approx.attention import VARIANTS, Attention, Call, realisations
-from secureattn.approx.attention.exact_softmax import normalise_square, ode
+from secureattn.approx.attention.exact_softmax import ROUGH, normalise_square, ode
 from secureattn.approx.attention.kernel import landmark_size, newton_inverse, toeplitz
 from secureattn.approx.attention.nalaformer import EPSILON, LEAST, sharpened
 from secureattn.approx.realisation import exact
@@ -222,7 +222,7 @@ def test_gradients_reach_queries_keys_values_and_what_is_learnt(name: str) -> No
         ("softmax_ode", {"ode.clip": "clip"}, set(), "softmax"),
         (
             "softmax_normalise_square",
-            {"square.exp": "exp", "square.first": "rsqrt", "square.rsqrt": "rsqrt"},
+            {"square.exp": "exp", "square.first": "rsqrt", "square.middle": "rsqrt", "square.rsqrt": "rsqrt"},
             set(),
             "softmax",
         ),
@@ -317,10 +317,9 @@ def test_arguments_of_normalise_square(tokens: int) -> None:
     largest = (s - s.mean(-1, keepdims=True)).max()
     q = q * (4 * math.log(tokens) / largest)
     sites = watched("softmax_normalise_square", q, k, v)
-    (argument,), (first,), later = (sites[f"square.{name}"].seen for name in ("exp", "first", "rsqrt"))
-    sums = [first, *later]
-    assert len(later) == 2
-    for site in ("square.first", "square.rsqrt"):  # room for the error of exp, which squares
+    ((argument,), *found) = (sites[f"square.{name}"].seen for name in ("exp", "first", "middle", "rsqrt"))
+    sums = [total for (total,) in found]
+    for site in ("square.first", "square.middle", "square.rsqrt"):  # room for the error of exp, which squares
         floor = VARIANTS["softmax_normalise_square"].floors[site](0.5, tokens, 1)
         assert floor == pytest.approx(0.9 / tokens, rel=1e-12)
     assert min(total.min() for total in sums) >= (1 - 1e-12) / tokens
@@ -353,6 +352,33 @@ def test_normalise_square_with_approximations() -> None:
 
     made = EXACT.reveal(normalise_square(EXACT.input(s / 8), exp=exact("exp", torch.exp), rsqrt=wrong))
     assert_close(made, torch.softmax(s, -1).numpy(), 1e-13, "the next step divides it out")
+
+
+@pytest.mark.parametrize("error", [-ROUGH, ROUGH])
+def test_a_rough_root_moves_the_next_steps_argument_by_its_fourth_power_and_none_after(error: float) -> None:
+    """The domains that a variant asks for hold for roots that err by what it bears, at both ends."""
+    s = np.random.default_rng(3).normal(scale=4.0, size=(1, 2, 16, 16))
+    root, variant = exact("rsqrt", torch.rsqrt), VARIANTS["softmax_normalise_square"]
+
+    def seen(first: float, middle: float) -> tuple[list[Array], Array]:
+        roots = [Watched(lambda x, off=off: root(x) * (1 + off)) for off in (first, middle, 0.0)]
+        names = ("first", "middle", "rsqrt")
+        made = normalise_square(EXACT.input(s / 8), exp=exact("exp", torch.exp), **dict(zip(names, roots, strict=True)))
+        return [one for (one,) in (r.seen for r in roots)], EXACT.reveal(made)
+
+    (first, middle, last), weights = seen(0.0, 0.0)
+    (_, off_middle, same_last), _ = seen(error, 0.0)
+    assert_close(off_middle / middle, np.full_like(middle, (1 + error) ** 4), 1e-12, "rounding")
+    assert_close(same_last, last, 1e-12, "taken out")
+    (same_first, _, off_last), off_weights = seen(error, error)
+    assert_close(same_first, first, 0.0, "nothing before it errs")
+    assert_close(off_last / last, np.full_like(last, (1 + error) ** 4), 1e-12, "not by both")
+    assert_close(off_weights, weights, 1e-13, "taken out")
+    assert variant.bears == {"square.first": ROUGH, "square.middle": ROUGH}
+    assert variant.spread.keys() == {"square.middle", "square.rsqrt"}
+    for below, above in variant.spread.values():
+        assert below <= (1 + error) ** 4 <= above
+        assert (1 + error) ** 4 in (below, above)
 
 
 # ---- kernels ------------------------------------------------------------------------------------------------------

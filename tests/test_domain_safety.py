@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from secureattn.approx import realise
 from secureattn.backends.plaintext import PlaintextBackend
 from secureattn.cli import main
 from secureattn.nn.encoder import Encoder
@@ -107,6 +109,25 @@ def test_a_site_seen_twice_counts_both_times(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(PlaintextBackend, "observe", twice)
     assert clear_run(plan(8), wide).escapes == {site: 2 * n for site, n in once.items()}
+
+
+@pytest.mark.parametrize("error", [-0.1, 0.1])
+def test_roots_that_err_by_all_that_normalising_takes_out_leave_no_domain(error: float) -> None:
+    """Of a protocol's rough roots only the bound is known: at either end of it nothing escapes and nothing changes."""
+    model = load_model(find("models", "minilm"))
+    batch = model.batch(model.samples(8)[0])
+    p = make_plan(model, load_protocol(find("protocols", "accurate-plaintext")), samples=8, shape=batch.shape)
+    bears = p.config.bears()
+    assert len(bears) == 2 * model.config.layers
+    assert all(0 < (p.realisations[site].error or 0.0) <= bears[site] for site in bears)
+    near = {site: realise("rsqrt", {"kind": "octaves", "error": 1e-5}, p.realisations[site].domain) for site in bears}
+    off = {
+        site: replace(r, apply=lambda x, r=r: r.apply(x) * (1 + error * (1 - 1e-4)), polynomial=None, series=None)
+        for site, r in near.items()
+    }
+    runs = [clear_run(replace(p, realisations={**p.realisations, **roots}), batch) for roots in (near, off)]
+    assert [run.escapes for run in runs] == [{}, {}]
+    assert np.abs(runs[0].outputs - runs[1].outputs).max() < 1e-3
 
 
 def test_true_functions_have_no_domain_to_leave() -> None:

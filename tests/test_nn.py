@@ -167,7 +167,7 @@ def euler(h: Heads) -> torch.Tensor:
 
 def squared(h: Heads) -> torch.Tensor:
     p = h.at("square.exp", (h.s - h.s.mean(-1, keepdim=True)) / 8 - math.log(h.n))
-    for site in ("square.first", "square.rsqrt", "square.rsqrt"):
+    for site in ("square.first", "square.middle", "square.rsqrt"):
         p = (p * h.at(site, (p**2).sum(-1, keepdim=True))) ** 2
     return p @ h.v
 

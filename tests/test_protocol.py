@@ -366,6 +366,32 @@ def test_precision_that_cannot_be_had_is_refused(write: Write, text: str, says: 
     assert violation.startswith(says)
 
 
+# ---- sites by name ----------------------------------------------------------------------------------------------
+
+
+def test_a_name_stands_for_its_sites_and_a_path_wins(write: Write) -> None:
+    text = (
+        SHARES + '[sites]\n"square.first" = { kind = "spu" }\n"layer.1/attention/square.first" = { kind = "newton" }\n'
+    )
+    own = load_protocol(write(text + "[precision.next]\nerror = 1e-6\n")).precise("next")
+    assert own.options("layer.0/attention/square.first", "rsqrt") == {"kind": "spu"}
+    assert own.options("layer.1/attention/square.first", "rsqrt") == {"kind": "newton"}
+    assert own.options("layer.0/attention/square.middle", "rsqrt") is None
+    (violation,) = refused(write(SHARES + '[sites]\n"square.frist" = { kind = "spu" }\n')).violations
+    assert violation == "sites.square.frist is a site of no attention; those of a model are named by their path"
+
+
+def test_a_root_that_errs_by_more_than_the_domains_after_it_hold_for_is_refused() -> None:
+    model, protocol = load_model(find("models", "bytes-llama")), shipped("accurate-plaintext")
+    square = replace(protocol, softmax="softmax_normalise_square", beyond=None)
+    assert all((square.realisations(model)[site].error or 0.0) <= 0.1 for site in square.served(model.config).bears())
+    worse = replace(square, sites={"square.middle": {"kind": "fourier", "harmonics": 2}})
+    with pytest.raises(ProtocolError) as caught:
+        worse.realisations(model)
+    assert len(caught.value.violations) == model.config.layers
+    assert "and the domains after it hold for 0.1; allow less" in caught.value.violations[0]
+
+
 def test_binary_places_are_for_shares(write: Write) -> None:
     error = refused(write(GOOD + "[precision.next]\nfractional_bits = 20\n"))
     assert error.violations == ("precision.next: fractional_bits belong to engine 'crypten', not 'ckks'",)

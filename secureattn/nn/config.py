@@ -187,6 +187,11 @@ class ModelConfig:
         after |= {"head/unit": "rsqrt"} if self.unit else {}
         return {**before, **found, **after}
 
+    def bears(self) -> dict[str, float]:
+        """Sites, by path, that may not err by more than so much, relative, for the domains of others to hold."""
+        layers = range(self.layers)
+        return {f"layer.{i}/attention/{site}": e for i in layers for site, e in self.variant_of(i).bears.items()}
+
     def to_json(self) -> str:
         """The text of config.json: what a plain encoder has, and whatever differs from one."""
         plain = {f.name: f.default for f in fields(self)}

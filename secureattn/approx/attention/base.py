@@ -69,8 +69,10 @@ class Attention:
     computes functions of one variable, site → function. ``on_scores``: the site whose argument is linear in the scores
     up to constants, so the slope of its polynomial can go into the queries. ``homogeneous``: degree of the numerators
     in the scores, from the power, so a factor of the normaliser can. ``prescale``: factor of the queries, from the
-    number of keys. ``floors``: least arguments of sites. ``parameters``: shapes of what it learns, from heads and
-    tokens; ``weights`` makes of them what ``call.weights`` holds, from the parameters and the number of tokens.
+    number of keys. ``floors``: least arguments of sites. ``bears``: the largest relative error that sites may have, and
+    ``spread``: by which factors such errors move the ends of other sites' domains. ``parameters``: shapes of what it
+    learns, from heads and tokens; ``weights`` makes of them what ``call.weights`` holds, from the parameters and the
+    number of tokens.
     ``masks``: whether it can hide keys (``Call.mask``).
     ``same_as``: the variant whose function this one computes in another way. ``remark``: what else it needs, in words.
     """
@@ -85,6 +87,8 @@ class Attention:
     homogeneous: Callable[[int], int] | None = None
     prescale: Callable[[int], float] = lambda keys: 1.0
     floors: Mapping[str, Floor] = field(default_factory=dict)
+    bears: Mapping[str, float] = field(default_factory=dict)
+    spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     parameters: Callable[[int, int], Mapping[str, Shape]] = lambda heads, tokens: {}
     weights: Callable[[Mapping[str, torch.Tensor], int], Mapping[str, torch.Tensor]] = lambda parameters, tokens: {}
     masks: bool = False

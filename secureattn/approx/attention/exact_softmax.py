@@ -14,8 +14,11 @@ Function = Callable[[Tensor], Tensor]
 
 ODE_STEPS = 16
 SQUARINGS = 3
-"""Serves scores up to ``2^(k−1)·ln n`` above their row's mean without widening the domain of ``square.rsqrt``:
+"""Serves scores up to ``2^(k−1)·ln n`` above their row's mean without widening the domain of ``square.first``:
 11 for 16 keys, 19 for 128."""
+ROUGH = 0.1
+"""What every inverse root but the last may err by, relative: the next normalisation takes it out."""
+_SPREAD = ((1 - ROUGH) ** 4, (1 + ROUGH) ** 4)
 
 
 def max_shift(s: Tensor, *, exp: Function, reciprocal: Function, mask: Public | None = None) -> RowWeights:
@@ -65,6 +68,7 @@ def normalise_square(
     exp: Function,
     rsqrt: Function,
     first: Function | None = None,
+    middle: Function | None = None,
     squarings: int = SQUARINGS,
     scale: float = 1.0,
     mask: Public | None = None,
@@ -75,11 +79,15 @@ def normalise_square(
     2^k-th of them. The 1/n is a constant under the exponential; with it every Σp² is at least 1/n, by Jensen at first
     and as Σp = 1 later. ``scale``: what else the scores were multiplied by, as ``Call.scale``. A ``mask`` hides keys as
     in ``softmax``; n is then the number of visible ones, and a row that hides all has weights 0.
-    Domain: shifted scores − ln n in the domain of ``exp``; Σp² in that of ``rsqrt``, [1/n, 1], and at the first step in
-    that of ``first``: the same if no score is over 2^(k−1)·ln n above its row's mean (before the division by 2^k), up
-    to e^(2·largest shifted score)/n otherwise.
-    Error: relative, ((1+e)/(1−e))^(2^k)·(1+r)² − 1 at most: that of exp, e, counts 2^(k+1) times, that of rsqrt, r,
-    only at the last step, as every other is taken out by the next.
+    ``first`` and ``middle`` are the inverse roots at the first step and at those before the last, ``rsqrt`` that at the
+    last, and wherever the others are not given.
+    Domain: shifted scores − ln n in the domain of ``exp``; Σp² in that of its step's root, [1/n, 1], and at the first
+    step the same if no score is over 2^(k−1)·ln n above its row's mean (before the division by 2^k), up to
+    e^(2·largest shifted score)/n otherwise. Where one step's root is (1+r)/‖p‖, p is (1+r)²·(p/‖p‖)² and the next
+    step's Σp² exactly (1+r)⁴ times what it would be; that root's own error stands for all before it, so nothing adds
+    up. For roots that err by 10 % at most the domain is [0.9⁴/n, 1.1⁴].
+    Error: relative, ((1+e)/(1−e))^(2^k)·(1+r)² − 1 at most: that of exp, e, counts 2^(k+1) times, that of the root, r,
+    only at the last step, as every other is a factor of a whole row and taken out by the next.
     Cost: one exp per score; in each step an inner product and an rsqrt per row, two products per score.
     Source: Cho, Hanrot, Kim, Park and Stehlé, CCS 2024, arXiv 2410.11184; theirs starts from a shift by the range's
     upper end and has no 1/n, so its first normaliser needs a domain of its own.
@@ -87,8 +95,8 @@ def normalise_square(
     row = shifted(s, mask)
     p = exp(row.scores - scale * np.log(row.visible))
     p = p if row.shown is None else p * row.shown
-    for step in range(squarings):
-        inverse = first if first and not step else rsqrt
+    roots = [first or rsqrt, *[middle or rsqrt] * (squarings - 2), *[rsqrt] * (squarings > 1)]
+    for inverse in roots:
         p = (p * inverse(row.nonzero(p.inner(p)))).square()
     return p
 
@@ -108,6 +116,7 @@ def _normalise_square(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         s,
         exp=call["square.exp"],
         first=call["square.first"],
+        middle=call["square.middle"],
         rsqrt=call["square.rsqrt"],
         scale=call.scale,
         mask=call.mask,
@@ -141,13 +150,14 @@ VARIANTS = (
         f"{SQUARINGS} × p ← (p/‖p‖)², p = e^((s − mean s)/{2**SQUARINGS})/n",
         _normalise_square,
         source="Cho, Hanrot, Kim, Park and Stehlé, CCS 2024, arXiv 2410.11184",
-        sites={"square.exp": "exp", "square.first": "rsqrt", "square.rsqrt": "rsqrt"},
+        sites={"square.exp": "exp", "square.first": "rsqrt", "square.middle": "rsqrt", "square.rsqrt": "rsqrt"},
         on_scores="square.exp",
         prescale=lambda keys: 2.0**-SQUARINGS,
         floors={  # 1/n but for the error of exp, which squares
-            "square.first": lambda epsilon, most, least: 0.9 / most,
-            "square.rsqrt": lambda epsilon, most, least: 0.9 / most,
+            f"square.{step}": lambda epsilon, most, least: 0.9 / most for step in ("first", "middle", "rsqrt")
         },
+        bears={"square.first": ROUGH, "square.middle": ROUGH},
+        spread={"square.middle": _SPREAD, "square.rsqrt": _SPREAD},
         masks=True,
         same_as="softmax",
     ),
