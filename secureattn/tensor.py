@@ -121,6 +121,14 @@ class Tensor(ABC):
         """This and others one after another along an axis: along tokens what was computed before, or features."""
         raise self._lacks(Capability.JOIN, "join")
 
+    def lasting(self) -> Self:
+        """The same, as keys or values ``[B,H,T,Dh]`` that scores and mixtures of later passes will meet again."""
+        return self
+
+    def extended(self, rows: Self) -> Self:
+        """What is lasting with further rows behind it, ``[B,H,T+S,Dh]``; the shorter one is not used again."""
+        return self.join([rows], -2)
+
     def group_heads(self, groups: int) -> Self:
         """``[B,H,S,Dh]`` → ``[B,H/g,g·S,Dh]``: heads that share keys and values as more rows of one."""
         raise self._lacks(Capability.JOIN, "group_heads")

@@ -747,6 +747,10 @@ REQUESTS = [
     Request(Kind.TRUNCATE, (64,), argument=16),
     Request(Kind.LESS, (64,), argument=28),
     Request(Kind.SERIES, (64,), (2, 9), series_argument(bits=21, places=30)),
+    Request(Kind.GROW, (2, 3, 5), argument=3),
+    Request(Kind.MATMUL_GROWN, (2, 4, 3), (2, 3, 5), argument=6),
+    Request(Kind.GROW, (2, 1, 5), argument=3),
+    Request(Kind.MATMUL_GROWN, (2, 4, 5), (2, 5, 4), argument=7),
 ]
 
 
@@ -776,6 +780,12 @@ def check_relation(
     if kind is Kind.FIX:
         fixed[request.argument] = masks[0]
         assert derived == []
+    elif kind is Kind.GROW:
+        before = [fixed[-1]] if -1 in fixed else []
+        fixed[-1] = torch.cat([*before, masks[0]], -2)
+        assert derived == []
+    elif kind is Kind.MATMUL_GROWN:
+        assert torch.equal(derived[0], masks[0] @ (fixed[-1].mT if request.argument % 2 else fixed[-1]))
     elif kind is Kind.TRUNCATE:
         words = masks[0].numpy().view(np.uint64)
         assert derived[0].tolist() == (words >> np.uint64(request.argument)).tolist()

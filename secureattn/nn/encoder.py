@@ -31,7 +31,9 @@ class Cache:
         """A layer's keys and values with those of this pass behind them, which are kept."""
         if layer in self.kept:
             before = self.kept[layer]
-            k, v = before[0].join([k], -2), before[1].join([v], -2)
+            k, v = before[0].extended(k), before[1].extended(v)
+        else:
+            k, v = k.lasting(), v.lasting()
         self.kept[layer] = (k, v)
         return k, v
 

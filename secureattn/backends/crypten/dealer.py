@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from secureattn.backends.crypten.csprng import Csprng, key_to_words, new_key
-from secureattn.backends.crypten.material import HEADER_WORDS, Kind, Request, combine, derive, draw, remove
+from secureattn.backends.crypten.material import HEADER_WORDS, Kept, Kind, Request, combine, derive, draw, remove
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.transport import Mesh
 from secureattn.errors import EngineError
@@ -25,7 +25,7 @@ class Dealer:
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self._streams = [Csprng(key) for key in keys]
-        self._kept: dict[int, torch.Tensor] = {}
+        self._kept = Kept()
 
     def correction(self, request: Request) -> torch.Tensor:
         """The first party's shares of the derived values, flat and one after the other.
@@ -36,8 +36,8 @@ class Dealer:
         shares = zip(*(masks for masks, _ in drawn), strict=True)
         xor = request.xor
         masks = [combine(parts, xor=by_xor) for parts, by_xor in zip(shares, xor, strict=False)]
-        if request.kind is Kind.FIX:
-            self._kept[request.argument] = masks[0].t().contiguous()
+        if request.kind in (Kind.FIX, Kind.GROW):
+            self._kept.take(request, masks[0])
         values = derive(request, masks, self._kept)
         for _, others in drawn[1:]:
             for value, share, by_xor in zip(values, others, xor[len(masks) :], strict=True):

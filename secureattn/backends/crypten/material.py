@@ -9,7 +9,7 @@ A mask that hides what one party alone holds is drawn by that party alone; it ha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -46,6 +46,8 @@ class Kind(IntEnum):
     TRUNCATE = 10  # r → r >> argument, top bit of r; r as an unsigned number
     SERIES = 11  # δ [n] → cos and sin [2,K,n] of 2πk·δ/2^bits; second shape [2,K], argument by ``series_argument``
     LESS = 12  # r, and masks of bits, XOR shared → tables, XOR shared, and monomials; argument: bits (``bit_tables``)
+    GROW = 13  # b, kept by the dealer as rows behind those it has under the argument's number
+    MATMUL_GROWN = 14  # a [..,m,k] → a·b with the kept b, second its shape; argument: 2·number, +1 for it transposed
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Request:
     @property
     def derived(self) -> tuple[Shape, ...]:
         """Shapes of the values that follow from the masks."""
-        if self.kind in (Kind.STOP, Kind.FIX):
+        if self.kind in (Kind.STOP, Kind.FIX, Kind.GROW):
             return ()
         if self.kind is Kind.TRUNCATE:
             return (self.first, self.first)
@@ -99,7 +101,7 @@ class Request:
             return (self.first,)
         if self.kind is Kind.INNER_SQUARE:
             return ((*self.first[:-1], 1),)
-        if self.kind is Kind.MATMUL:
+        if self.kind in (Kind.MATMUL, Kind.MATMUL_GROWN):
             batch = np.broadcast_shapes(self.first[:-2], self.second[:-2])
             return ((*batch, self.first[-2], self.second[-1]),)
         if self.kind is Kind.MATMUL_FIXED:
@@ -115,7 +117,7 @@ class Request:
     @property
     def dealer_macs(self) -> int:
         """Ring multiply-accumulates of the dealer's matrix product."""
-        if self.kind in (Kind.MATMUL, Kind.MATMUL_FIXED):
+        if self.kind in (Kind.MATMUL, Kind.MATMUL_FIXED, Kind.MATMUL_GROWN):
             return elements(self.derived[0]) * self.first[-1]
         return 0
 
@@ -160,10 +162,37 @@ def draw(request: Request, stream: Csprng, rank: int) -> tuple[list[torch.Tensor
     return masks, [stream.ring(shape) for shape in request.derived] if rank else []
 
 
-def derive(request: Request, masks: Sequence[torch.Tensor], kept: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
-    """The derived values in plain, from the masks in plain; ``kept`` holds the matrices of FIX, transposed."""
+class Kept:
+    """Masks that stay with the dealer, in plain, by number: ``matrices`` of FIX, transposed, and ``rows`` of GROW."""
+
+    def __init__(self) -> None:
+        self.matrices: dict[int, torch.Tensor] = {}
+        self.rows: dict[int, torch.Tensor] = {}
+
+    def take(self, request: Request, mask: torch.Tensor) -> None:
+        """Keep the mask of a FIX or a GROW."""
+        if request.kind is Kind.FIX:
+            self.matrices[request.argument] = mask.t().contiguous()
+            return
+        before = self.rows.get(request.argument)
+        self.rows[request.argument] = mask if before is None else torch.cat([before, mask], -2)
+
+    def grown(self, request: Request) -> torch.Tensor:
+        """What the mask of a MATMUL_GROWN is multiplied by."""
+        number, transposed = divmod(request.argument, 2)
+        rows = self.rows.get(number, torch.empty(0, 0, dtype=torch.int64))
+        rows = rows.transpose(-1, -2) if transposed else rows
+        if tuple(rows.shape) != request.second:
+            raise EngineError(
+                f"rows of shape {list(rows.shape)} are kept, and a product with {request.second} was asked"
+            )
+        return rows
+
+
+def derive(request: Request, masks: Sequence[torch.Tensor], kept: Kept) -> list[torch.Tensor]:
+    """The derived values in plain, from the masks in plain and what the dealer has kept."""
     kind = request.kind
-    if kind is Kind.FIX:
+    if kind in (Kind.FIX, Kind.GROW):
         return []
     if kind is Kind.BIT:
         return [masks[0].clone()]
@@ -173,7 +202,9 @@ def derive(request: Request, masks: Sequence[torch.Tensor], kept: Mapping[int, t
     if kind is Kind.MATMUL:
         return [torch.matmul(masks[0], masks[1])]
     if kind is Kind.MATMUL_FIXED:
-        return [torch.matmul(masks[0], kept[request.argument])]
+        return [torch.matmul(masks[0], kept.matrices[request.argument])]
+    if kind is Kind.MATMUL_GROWN:
+        return [torch.matmul(masks[0], kept.grown(request))]
     if kind is Kind.AND:
         return [masks[0] & masks[1]]
     if kind is Kind.LESS:

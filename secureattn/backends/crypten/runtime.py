@@ -52,6 +52,7 @@ class Runtime(ABC):
         self.rank = rank
         self.recorder = Recorder()
         self.matrices: dict[int, torch.Tensor] = {}  # by number, as products.fix leaves them
+        self.lasting = 0  # operands that stay, so far (``lasting``)
         self.truncated: dict[int, int] = {}  # elements truncated, by the places they had
         self._agreed: dict[FourierSeries, FourierSeries] = {}
         self._ahead: deque[tuple[Request, tuple[torch.Tensor, ...]]] = deque()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from secureattn.backends.crypten import comparison, encoding, products, scaling
+from secureattn.backends.crypten.lasting import Lasting, matmul_lasting
 from secureattn.backends.crypten.parameters import RING_BITS
 from secureattn.backends.crypten.periodic import harmonics_of, places_of
 from secureattn.backends.crypten.weight import MpcWeight
@@ -35,7 +36,7 @@ class MpcTensor(Tensor):
     that operation in one round, and never twice (``scaling``). So costs below are without truncation, which takes one
     round, 8 bytes and 16 dealer bytes an element (nothing if local). They are for two parties.
     ``size`` is never above ``integer_bits``, the declared range. ``fine``: places beyond ``fractional_bits`` that the
-    smallest values need. Results of comparisons have no places.
+    smallest values need. ``kept``: what is opened of a tensor that lasts. Results of comparisons have no places.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class MpcTensor(Tensor):
         self.source = source
         self.fine = fine
         self.scaled: dict[int, MpcTensor] = {}
+        self.kept: Lasting | None = None
         self.shape: tuple[int, ...] = tuple(share.shape)
 
     # ---- linear, without a message -----------------------------------------------------------------------------
@@ -123,6 +125,25 @@ class MpcTensor(Tensor):
                 parts = scaling.settle([(x, self._fractional_bits) for x in parts])
                 places = max(x.places for x in parts)
             return self._make(torch.cat([lifted(x, places) for x in parts], axis), places, size)
+
+    def lasting(self) -> MpcTensor:
+        """The same, of which products open every row once (``lasting``); truncated, as an opened row must not change.
+        Cost: of truncation.
+        """
+        (x,) = scaling.settle([(self, self._fractional_bits)])
+        made = self._make(x.share, x.places, x.size)
+        made.kept = Lasting(self._runtime.lasting)
+        self._runtime.lasting += 1
+        return made
+
+    def extended(self, rows: MpcTensor) -> MpcTensor:
+        """Rows behind those of a ``lasting`` tensor, which hands on what was opened of it. Cost: of truncation."""
+        (rows,) = scaling.settle([(rows, self.places)])
+        with self.backend.recorder.op("join"):
+            joined = torch.cat([self.share, lifted(rows, self.places)], -2)
+            made = self._make(joined, self.places, max(self.size, rows.size))
+        made.kept, self.kept = self.kept, None
+        return made
 
     def group_heads(self, groups: int) -> MpcTensor:
         """``[B,H,S,Dh]`` → ``[B,H/g,g·S,Dh]``. Cost: none."""
@@ -231,22 +252,22 @@ class MpcTensor(Tensor):
     def scores(self, k: MpcTensor) -> MpcTensor:
         """``q·kᵀ`` per head, ``[B,H,S,Dh]``, ``[B,H,T,Dh]`` → ``[B,H,S,T]``.
 
-        Cost: one round, 8·(|q|+|k|) bytes, 8·|s| dealer bytes, 2·|s|·Dh MACs.
+        Cost: one round, 8·(|q|+|k|) bytes, 8·|s| dealer bytes, 2·|s|·Dh MACs; of a lasting k only new rows are sent.
         """
         if self.shape[-1] != k.shape[-1]:
             raise InputError(f"scores needs equal head widths, got {list(self.shape)} and {list(k.shape)}")
         with self.backend.recorder.op("scores"):
-            return self._matmul(k, k.shape[-1], lambda y: y.transpose(-1, -2))
+            return self._matmul(k, k.shape[-1], transposed=True)
 
     def mix(self, v: MpcTensor) -> MpcTensor:
         """``a·v`` per head, ``[B,H,S,T]``, ``[B,H,T,Dh]`` → ``[B,H,S,Dh]``.
 
-        Cost: one round, 8·(|a|+|v|) bytes, 8·|y| dealer bytes, 2·|y|·T MACs.
+        Cost: one round, 8·(|a|+|v|) bytes, 8·|y| dealer bytes, 2·|y|·T MACs; of a lasting v only new rows are sent.
         """
         if self.shape[-1] != v.shape[-2]:
             raise InputError(f"mix needs as many rows in v as columns in a, got {list(self.shape)} and {list(v.shape)}")
         with self.backend.recorder.op("mix"):
-            return self._matmul(v, v.shape[-2], lambda y: y)
+            return self._matmul(v, v.shape[-2], transposed=False)
 
     # ---- functions of one variable ---------------------------------------------------------------------------------
 
@@ -341,9 +362,14 @@ class MpcTensor(Tensor):
         constant = self._runtime.constant(encoding.encode(values, places, "a factor"))
         return self._finished(x.share * constant, x.places + places, size)
 
-    def _matmul(self, other: MpcTensor, terms: int, view: View) -> MpcTensor:
+    def _matmul(self, other: MpcTensor, terms: int, *, transposed: bool) -> MpcTensor:
         x, y, size = scaling.for_product(self, other, terms=terms)
-        return self._finished(products.matmul(self._runtime, x.share, view(y.share)), x.places + y.places, size)
+        if y.kept is not None:
+            product, y.kept = matmul_lasting(self._runtime, x.share, y.share, y.kept, transposed=transposed)
+        else:
+            share = y.share.transpose(-1, -2) if transposed else y.share
+            product = products.matmul(self._runtime, x.share, share)
+        return self._finished(product, x.places + y.places, size)
 
     def _make(self, share: torch.Tensor, places: int, size: int | None = None) -> MpcTensor:
         return MpcTensor(self.backend, share, places, size)
