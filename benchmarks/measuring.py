@@ -29,20 +29,24 @@ class Setting:
         return 1 if self.quick else 3
 
 
-def run_all(name: str, about: str | None, parts: Mapping[str, Callable[[Setting], dict[str, Any]]], report: Any) -> int:
+Parts = Mapping[str, Callable[[Setting], dict[str, Any]]]
+
+
+def run_all(name: str, about: str | None, parts: Parts, report: Any, *, slow: Parts | None = None) -> int:
     """A benchmark's command line: measure what ``out/name`` lacks, then write tables and JSON as its report says by
-    ``document`` and ``text``; 1 if a check fails.
+    ``document`` and ``text``; 1 if a check fails. Parts that are ``slow`` are measured only by name.
     """
-    options = _options(about, parts)
+    everything = {**parts, **(slow or {})}
+    options = _options(about, everything)
     folder = Path("out") / name / ("quick" if options.quick else "full")
     folder.mkdir(parents=True, exist_ok=True)
     for part in options.only or parts:
         kept = folder / f"{part}.json"
         if options.fresh or not kept.exists():
-            write(kept, measured(part, lambda of=parts[part]: of(Setting(folder, options.quick))))
-    there = {part: json.loads(kept.read_text()) for part in parts if (kept := folder / f"{part}.json").exists()}
+            write(kept, measured(part, lambda of=everything[part]: of(Setting(folder, options.quick))))
+    there = {part: json.loads(kept.read_text()) for part in everything if (kept := folder / f"{part}.json").exists()}
     document = report.document(there, quick=options.quick)
-    if not options.quick and len(there) == len(parts):
+    if not options.quick and there.keys() >= parts.keys():
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.md").write_text(report.text(document))
         write(RESULTS / f"{name}.json", document)

@@ -59,6 +59,7 @@ def unmeasured(text: str) -> str:
         "atlas": atlas_table,
         "mpc": mpc_table,
         "text": text_table,
+        "scale": scale_table,
         "ckks": ckks_table,
     }
     for name, table in tables.items():
@@ -124,6 +125,11 @@ def mpc_table() -> str:
 def text_table() -> str:
     """The text benchmark as it was last measured."""
     return (ROOT / "benchmarks" / "results" / "text.md").read_text()
+
+
+def scale_table() -> str:
+    """What models cost at scale, as it was last planned and measured."""
+    return (ROOT / "benchmarks" / "results" / "scale.md").read_text()
 
 
 def demo_output() -> str:

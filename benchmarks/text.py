@@ -1,21 +1,18 @@
-"""Text measured: MiniLM's sentences on shares, what a party needs, generation by small decoders, checkpoints.
+"""Text measured: MiniLM's sentences on shares and under CKKS, what a party needs, small decoders, checkpoints.
 
     python benchmarks/text.py [--quick] [--json FILE] [--only PART…] [--fresh]
 
 What each part measured is kept in ``out/text`` and not measured again, unless ``--fresh``; ``--only`` leaves the other
 parts as they are there. Once all parts are there, writes tables and everything as JSON, raw samples and checks, to
-``benchmarks/results``. Wants a quiet machine with two cores.
+``benchmarks/results``. Wants a quiet machine with two cores and 24 GiB; the run under CKKS takes most of an hour.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,8 @@ from typing import Any
 import numpy as np
 import text_report
 from measuring import Setting, run_all, tell
+from processes import parties
+from text_ckks import ckks, ckks_layer, ckks_plan
 
 MODEL, PROTOCOL = "minilm", "accurate-mpc"
 SENTENCE = "How do I bake a good loaf of bread at home tonight?"
@@ -73,28 +72,13 @@ def sentence(setting: Setting) -> dict[str, Any]:
 
 def party(setting: Setting) -> dict[str, Any]:
     """Owner, client and dealer as processes of the command line: how long each takes to get ready, and its memory."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (setting.folder / "one.txt").write_text(SENTENCE + "\n")
-    command = [sys.executable, "-m", "secureattn.cli", "party", MODEL, PROTOCOL, "--rendezvous", f"127.0.0.1:{port}"]
-    client = ["--input", str(setting.folder / "one.txt"), "-o", str(setting.folder / "one.npy")]
-    seats = {"owner": [], "client": client, "dealer": []}
-    started, running = time.perf_counter(), {}
-    for rank, more in seats.items():
-        said = setting.folder / f"party-{rank}.json"
-        process = subprocess.Popen([*command, "--rank", rank, "--json", str(said), *more], stdout=subprocess.DEVNULL)
-        running[process.pid] = rank
     found = {}
-    for _ in seats:
-        pid, status, usage = os.wait4(-1, 0)
-        rank, seconds = running[pid], time.perf_counter() - started
-        if status:
-            raise SystemExit(f"the {rank} ended with status {os.waitstatus_to_exitcode(status)}")
-        found[rank] = {"seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}
-        phases = json.loads((setting.folder / f"party-{rank}.json").read_text()).get("phases") or {}
+    for seat, one in parties(MODEL, PROTOCOL, setting.folder / "one.txt", setting.folder).items():
+        phases = one["profile"].get("phases") or {}
         used = sum(phases.get(name) or 0.0 for name in ("encrypt", "online", "decrypt"))
-        found[rank]["ready_s"] = None if rank == "dealer" else seconds - used
+        ready_s = None if seat == "dealer" else one["seconds"] - used
+        found[seat] = {"seconds": one["seconds"], "peak_bytes": one["peak_bytes"], "ready_s": ready_s}
     return found
 
 
@@ -176,9 +160,10 @@ def _command(*arguments: Any) -> None:
 
 
 PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
-    part.__name__: part for part in (sentences, sentence, party, generation, checkpoints)
+    part.__name__: part for part in (sentences, sentence, party, generation, checkpoints, ckks_plan, ckks_layer)
 }
+SLOW: Mapping[str, Callable[[Setting], dict[str, Any]]] = {"ckks": ckks}
 
 
 if __name__ == "__main__":
-    sys.exit(run_all("text", __doc__, PARTS, text_report))
+    sys.exit(run_all("text", __doc__, PARTS, text_report, slow=SLOW))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import text_ckks
 from mpc_report import regions
 
 from secureattn.ledger import units
@@ -99,6 +100,9 @@ CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
     "party": _party,
     "generation": _generation,
     "checkpoints": _checkpoints,
+    "ckks_plan": text_ckks.plan_checks,
+    "ckks_layer": text_ckks.run_checks,
+    "ckks": text_ckks.run_checks,
 }
 
 
@@ -188,6 +192,9 @@ TABLES: Mapping[str, Callable[[Part], list[str]]] = {
     "sentence": _sentence_table,
     "party": _party_table,
     "generation": _generation_table,
+    "ckks_plan": text_ckks.plan_table,
+    "ckks_layer": text_ckks.run_table,
+    "ckks": text_ckks.run_table,
 }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from secureattn import __version__, load_model, load_protocol
 from secureattn.commands import arguments
-from secureattn.commands.arguments import add_generation, positive
+from secureattn.commands.arguments import add_generation, amount, positive
 from secureattn.errors import InputError, SecureAttnError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     info = _command(commands, "info", "versions, cores, which engines are here and how to get the missing", _info)
     _json(info)
-    text = "parameters, refresh points and cost, before any key is made"
+    text = "parameters, refresh points and cost, before any key is made; of a config alone too, without weights"
     plan = _model_command(commands, "plan", text, _plan, nargs="?")
     plan.set_defaults(refuse=plan.error)
     plan.add_argument(
@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--batch", type=positive, default=1, metavar="N", help="queries to plan for (default 1)")
     plan.add_argument("--tokens", type=positive, metavar="S", help="tokens of a text (default: the model's most)")
+    plan.add_argument("--new", type=positive, metavar="N", help="tokens to make behind such texts (secret shares)")
+    _networks(plan)
     plan.add_argument(
         "--search",
         action="store_true",
@@ -79,9 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, to open in Perfetto")
     profile.add_argument("--plot", type=Path, metavar="FILE", help="write a stacked-bar plot (.png or .svg)")
     profile.add_argument("--top", type=positive, default=20, metavar="N", help="operations to list (default 20)")
-    profile.add_argument(
-        "--network", action="append", metavar="lan|wan|FILE", help="network to model, or a TOML file (default both)"
-    )
+    _networks(profile)
     _add_approx(commands)
     _add_training(commands)
     infer = _model_command(commands, "infer", "classes or vectors of inputs from a file", _infer)
@@ -167,6 +167,9 @@ def _model_command(
     command.add_argument(
         "--workers", type=positive, metavar="N", help="processes that share the work (CKKS; default: every core)"
     )
+    command.add_argument(
+        "--memory", type=amount, metavar="GIB", help="memory to stay below (CKKS; default: 3/4 of what is installed)"
+    )
     _json(command)
     return command
 
@@ -178,6 +181,11 @@ def _json(command: argparse.ArgumentParser) -> None:
 def _device(command: argparse.ArgumentParser) -> None:
     text = "where shares are computed with (secret shares; default cpu)"
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=text)
+
+
+def _networks(command: argparse.ArgumentParser) -> None:
+    text = "network to model, or a TOML file; may be repeated (default lan and wan)"
+    command.add_argument("--network", action="append", metavar="lan|wan|puma|FILE", help=text)
 
 
 def _samples(command: argparse.ArgumentParser) -> None:
@@ -206,6 +214,7 @@ def _generate(options: Options) -> None:
 
 def _plan(options: Options) -> None:
     from secureattn.commands import output, planning
+    from secureattn.ledger import load_network
 
     alone = options.calibrate and options.model is None and not options.search
     if options.protocol is None and not alone:
@@ -223,12 +232,14 @@ def _plan(options: Options) -> None:
     for name in ("loss", "budget", "output"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} is for a search; add --search")
+    networks = [load_network(name) for name in options.network or ("lan", "wan")]
     with output.progress() as tell:
-        model, protocol = _named(options)
-        plan = _make_plan(options, model, protocol, _planned(model, options.batch, options.tokens), tell)
-    planning.show(plan, output.stdout())
+        model, protocol = _named(options, runs=False)
+        shape = _planned(model, options.batch, options.tokens, options.new)
+        plan = _make_plan(options, model, protocol, shape, tell, new=options.new)
+    planning.show(plan, output.stdout(), networks)
     if options.json:
-        output.write_json(options.json, planning.document(plan))
+        output.write_json(options.json, planning.document(plan, networks))
 
 
 def _search(options: Options) -> None:
@@ -382,28 +393,43 @@ def _domain(ends: list[float] | None) -> tuple[float, float] | None:
     return ends[0], ends[1]
 
 
-def _named(options: Options) -> tuple[Model, Protocol]:
-    return load_model(options.model), load_protocol(options.protocol)
+def _named(options: Options, *, runs: bool = True) -> tuple[Model, Protocol]:
+    """What a command names; a model that can only be planned is refused where it ``runs``."""
+    model, protocol = load_model(options.model), load_protocol(options.protocol)
+    if runs:
+        model.check_runs()
+    return model, protocol
 
 
-def _make_plan(options: Options, model: Model, protocol: Protocol, shape: Shape, tell: Progress) -> Plan:
+def _make_plan(
+    options: Options, model: Model, protocol: Protocol, shape: Shape, tell: Progress, *, new: int | None = None
+) -> Plan:
     from secureattn.plan import make_plan
 
     def told(text: str) -> None:
         tell(text, 0, 0)
 
-    return make_plan(model, protocol, samples=shape.samples, workers=options.workers, progress=told, shape=shape)
+    return make_plan(
+        model,
+        protocol,
+        samples=shape.samples,
+        workers=options.workers,
+        progress=told,
+        shape=shape,
+        new=new,
+        memory_bytes=options.memory and options.memory * 2**30,
+    )
 
 
-def _planned(model: Model, samples: int, tokens: int | None) -> Shape:
-    """What is planned for: inputs of so many tokens, the model's most unless given."""
+def _planned(model: Model, samples: int, tokens: int | None, new: int | None) -> Shape:
+    """What is planned for: inputs of so many tokens, unless given as many as leave room for the ``new`` ones."""
     from secureattn.nn.batch import Shape
 
     most = model.config.tokens
     if tokens is not None and (not model.config.variable or tokens > most):
         limit = f"up to {most}" if model.config.variable else f"always {most}"
         raise InputError(f"inputs of model {model.config.name} have {limit} tokens, not {tokens}")
-    return Shape(samples, tokens or most)
+    return Shape(samples, tokens or max(most + 1 - (new or 1), 1))
 
 
 def _sampled(options: Options, tell: Progress) -> tuple[Plan, Batch, Any]:

@@ -183,11 +183,14 @@ class Protocol:
 
 def fitted(protocol: Protocol, model: Model) -> Protocol:
     """The protocol as it serves this model: as precise as what comes out needs, with a declared range that holds the
-    model's values and binary places to fill what that leaves, where it leaves them open.
+    model's values, where it leaves that open or where they are assumed (what nobody saw refuses no plan), and binary
+    places to fill what that leaves, where it leaves them open.
     """
     protocol = protocol.precise(model.config.output)
+    if protocol.engine != "crypten":
+        return protocol
     integer, places = protocol.mpc.integer_bits, protocol.mpc.fractional_bits
-    if protocol.fits_range:
+    if protocol.fits_range or model.ranges.assumed:
         _, largest = model.ranges.largest(protocol.served(model.config, model.ranges))
         integer = max(integer, math.frexp(largest)[1])
     if protocol.fits_places:

@@ -95,12 +95,25 @@ def test_token_slots(tokens: int) -> None:
 @given(st.integers(1, 3), st.integers(1, 9))
 def test_offsets_against_a_loop(heads: int, s: int) -> None:
     backend = layout(s)
-    array = values(heads, s, s)
+    array = values(2, heads, s, s)
     found = backend._by_offset(array)
-    assert found.shape == (heads, backend.tokens, backend.tokens)
-    for h, offset, query in np.ndindex(*found.shape):
-        key = (query + offset) % backend.tokens
-        assert found[h, offset, query] == (array[h, min(query, s - 1), key] if key < s else 0.0)
+    assert found.shape == (2, heads, backend.tokens, backend.tokens)
+    for q, h, token, offset in np.ndindex(*found.shape):
+        key = (token + offset) % backend.tokens
+        assert found[q, h, token, offset] == (array[q, h, min(token, s - 1), key] if key < s else 0.0)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4), (5, 2, 3, 4), (5, 1, 1, 4)], ids=["tokens", "heads", "keys"])
+def test_columns_of_each_query(shape: tuple[int, ...]) -> None:
+    """All slots, token by token and query by query; missing queries have the first one's, padded tokens the last's."""
+    backend, value = layout(3), values(*shape)
+    columns = backend.columns(value, (5, 2, 3, 4) if len(shape) == 4 else shape, diagonals=False)
+    by_head = value if len(shape) == 4 else value[:, None]
+    assert columns.shape == (by_head.shape[1], 4, backend.tokens * backend.batch)
+    for h, d in np.ndindex(*columns.shape[:2]):
+        slots = columns[h, d].reshape(backend.tokens, backend.batch)
+        for t, q in ((0, 0), (2, 4), (3, 1), (1, 5), (0, backend.batch - 1)):
+            assert slots[t, q] == by_head[q if q < 5 else 0, h, min(t, by_head.shape[2] - 1), d]
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4), (5, 2, 3, 4)], ids=["tokens", "heads"])
@@ -118,8 +131,8 @@ def test_columns(shape: tuple[int, ...], wide: int) -> None:
 def test_public_values_that_do_not_fit_are_refused() -> None:
     backend = SymbolicCkks(SHALLOW, tokens=3)
     x = backend.input((5, 3, 4))
-    for value in (values(5), values(5, 3, 4), values(2, 3, 4)):
-        with pytest.raises(InputError, match=r"must be the same for every query of a batch$"):
+    for value in (values(5), values(5, 2, 4), values(2, 3, 4)):
+        with pytest.raises(InputError, match=r"^a public value of shape \[.*\] does not fit \[5, 3, 4\]$"):
             x + value
 
 

@@ -332,8 +332,7 @@ def test_a_backend_sends_as_many_results_in_a_ciphertext_as_there_are_tokens(sid
     ]
     with backend.recorder.phase("online"):
         results = backend.results(backend.tensor(ciphers, (len(values[0]), 1, 10)))
-        with pytest.raises(InputError, match=r"one token, this one has the shape \[4, 4, 10\]"):
-            backend.results(backend.tensor(ciphers, (4, 4, 10)))
+        assert len(backend.results(backend.tensor(ciphers[:3], (4, 4, 3)))) == 3  # what tokens differ in lies apart
     assert [cipher.level for cipher in results] == [p.levels, 1, p.levels]
     assert backend.recorder.total("pt_products") == 3 + 3 + 1
     blobs = [server.save_result(cipher.data) for cipher in results]

@@ -66,9 +66,26 @@ def test_in_place_joined_and_negated() -> None:
     same(lambda x: -x, tensors((2, 3), torch.int64))
 
 
+def test_what_folding_does_to_real_numbers() -> None:
+    """In double and in single precision."""
+    for kind in (torch.float64, torch.float32):
+        same(lambda x, y: x / y, tensors((2, 3), kind), tensors((3,), kind))
+        same(lambda x: x / 3, tensors((2, 3), kind))
+        same(lambda x: x.mean(0, keepdim=True), tensors((2, 3), kind))
+        same(lambda x: x.mean(-1), tensors((2, 3), kind))
+        same(torch.sqrt, tensors((2, 3), kind))
+        same(torch.diag, tensors((4,), kind))
+        same(lambda x, y: x @ y, tensors((2, 3), kind), tensors((3,), kind))
+        same(lambda x, y: x @ y, tensors((2, 3), kind), tensors((3, 5), kind))
+        same(torch.matmul, tensors((2, 1, 4, 3), kind), tensors((7, 3, 5), kind))
+    same(lambda x: x / 2, tensors((2, 3), torch.int64))
+
+
 def test_shapes_that_do_not_go_together_are_refused_as_by_torch() -> None:
     with ShapesOnly(), pytest.raises(ValueError, match="broadcast"):
         torch.empty(2, 3, device="meta") + torch.empty(4, device="meta")
+    with ShapesOnly(), pytest.raises(ValueError, match="no matrix product"):
+        torch.empty(2, 3, device="meta") @ torch.empty(4, 3, device="meta")
 
 
 def test_real_numbers_are_computed() -> None:

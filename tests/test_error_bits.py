@@ -190,7 +190,7 @@ def test_a_wrong_coefficient_shows_where_it_is(monkeypatch: pytest.MonkeyPatch) 
     coefficients[4] += 1e-3
     wrong = gelu.with_polynomial(replace(gelu.polynomial, coefficients=tuple(coefficients)))
     tampered = replace(plan(DENSE), realisations={**plan(DENSE).realisations, site: wrong})
-    monkeypatch.setattr(inspection, "clear_values", lambda _, inputs: right(tampered, inputs))
+    monkeypatch.setattr(inspection, "clear_values", lambda _, *given: right(tampered, *given))
     found = bits(execute(plan(DENSE), plan(DENSE).model.samples(SAMPLES)[0], errors=True))
     assert 9 < found[site, "polynomial"] < 12  # T_4 is at most 1: the error is at most 1e-3, 2^-9.97
     assert all(found[at] > 15 for at in found if not at[0].startswith(("layer.0/ffn/gelu", "head")) and at[1] != "add")

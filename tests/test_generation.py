@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,16 @@ from helpers import assert_close
 from test_cli import failed, run
 
 from secureattn import load_model, load_protocol
-from secureattn.errors import CapabilityError, InputError
+from secureattn.errors import CapabilityError, InputError, PlanError, SecureAttnError
 from secureattn.nn.batch import Batch
 from secureattn.nn.choice import Choice
 from secureattn.nn.model import Model
+from secureattn.nn.parameters import initial, save
+from secureattn.nn.ranges import UNMEASURED
 from secureattn.plan import Plan, make_plan
 from secureattn.runs import clear_run, execute, generation, perplexity
 from secureattn.runs.generation import Generated
+from secureattn.train.ranges import calibrate
 
 MODELS = ("bytes-gpt2", "bytes-gpt2-power", "bytes-llama", "bytes-llama-power")
 PROMPTS = ["The value of ", "A class body ", "If no object"]
@@ -84,9 +89,28 @@ def test_approximations_keep_the_perplexity_of_held_out_text(name: str) -> None:
 # ---- on shares --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["bytes-gpt2", "bytes-llama"])
-def on_shares(request: pytest.FixtureRequest) -> tuple[Plan, Batch, Generated]:
-    plan, prompt = planned(request.param)
+def pythia_like(folder: Path) -> str:
+    """A small decoder of GPT-NeoX' form with random weights: attention and FFN in parallel, half of a head turned."""
+    start = load_model("bytes-llama")
+    config = replace(
+        start.config, name="parallel", parallel=True, rotary_share=0.5, norm="layernorm", activation="gelu",
+        gated=False, kv_heads=None,
+    )  # fmt: skip
+    weights = initial(config, 3)
+    (folder / "config.json").write_text(config.to_json())
+    save(folder / "model.safetensors", weights)
+    shutil.copyfile(start.folder / "tokenizer.json", folder / "tokenizer.json")
+    texts = Model(folder, config, UNMEASURED).calibration(start.samples(8)[0][:, :24])
+    (folder / "ranges.json").write_text(calibrate(config, weights, texts, margin=0.5).to_json())
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=["bytes-gpt2", "bytes-llama", "parallel"])
+def on_shares(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Plan, Batch, Generated]:
+    own = request.param == "parallel"
+    plan, prompt = planned(pythia_like(tmp_path_factory.mktemp("parallel")) if own else request.param)
     return plan, prompt, generation.generate(plan, prompt, NEW)
 
 
@@ -108,6 +132,17 @@ def test_every_pass_costs_what_was_planned(on_shares: tuple[Plan, Batch, Generat
                     e.counts.get(name, 0) for e in modelled.events.values() if e.region.split("/")[0] == region
                 )
                 assert counted == wanted > 0 or (name == "dealer_bytes" and rank), (rank, region, name)
+
+
+def test_a_plan_of_new_tokens_is_what_a_generation_costs(on_shares: tuple[Plan, Batch, Generated]) -> None:
+    plan, prompt, made = on_shares
+    whole = make_plan(plan.model, load_protocol("accurate-mpc"), samples=len(prompt), shape=prompt.shape, new=NEW)
+    assert whole.mpc is not None
+    for recorder, party in zip(whole.mpc.recorders, made.ledger.parties, strict=True):
+        for name in ("rounds", "bytes_sent", "dealer_bytes"):
+            assert recorder.total(name) == sum(e.counts.get(name, 0) for e in party.events if e.op != "connect"), name
+    with pytest.raises(PlanError, match=f"the plan is for {NEW} new tokens"):
+        execute(whole, prompt)
 
 
 def test_costs_are_apart_for_the_prompt_and_a_token(on_shares: tuple[Plan, Batch, Generated]) -> None:
@@ -140,6 +175,13 @@ def test_what_cannot_be_gone_on_from_is_refused() -> None:
     encoder = generation.planned(minilm, load_protocol("accurate-plaintext"), prompt.shape, 2)
     with pytest.raises(InputError, match="gives vector, not scores of the next token"):
         generation.generate(encoder, prompt, 2)
+    for name, protocol, words in (
+        ("minilm", "accurate-mpc", "gives vector, not scores of the next token"),
+        ("bytes-gpt2", "accurate-mpc", "64 tokens and 2 new ones do not fit the 64"),
+        ("bytes-gpt2-power", "power-softmax-ckks", "new tokens are planned on secret shares, not on ckks"),
+    ):
+        with pytest.raises(SecureAttnError, match=words):
+            make_plan(load_model(name), load_protocol(protocol), samples=1, new=2)
     under, _ = planned("bytes-gpt2-power", 2, "power-softmax-ckks")
     with pytest.raises(CapabilityError, match="generate on secret shares"):
         generation.generate(under, prompt, 2)
@@ -157,6 +199,22 @@ def test_generate_prints_the_text_and_what_a_token_costs(tmp_path: Path) -> None
     assert len(found["tokens"][0]) == 8
     assert found["by_pass"]["decode"]["passes"] == 7
     assert "give either a PROMPT or a --file" in failed("generate", "bytes-llama", "plaintext")
+
+
+def test_plan_takes_new_tokens_and_networks(tmp_path: Path) -> None:
+    network = tmp_path / "near.toml"
+    network.write_text("bandwidth_bps = 1e10\nround_trip_s = 1e-4\n")
+    command = ("plan", "bytes-gpt2", "accurate-mpc", "--tokens", "8", "--new", "3")
+    done = run(*command, "--network", "puma", "--network", network, "--json", tmp_path / "p.json")
+    assert done.returncode == 0, done.stderr
+    assert "1 samples of 8 tokens and 3 new ones" in done.stdout
+    assert "peak memory predicted, client:" in done.stdout
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert (found["tokens"], found["new_tokens"]) == (10, 3)
+    assert list(found["networks"]) == ["PUMA", "near"]
+    assert found["networks"]["PUMA"]["by_phase"]["online"] > found["networks"]["near"]["by_phase"]["online"] > 0
+    assert set(found["mpc"]["memory_bytes"]) == {"model owner", "client", "dealer"}
+    assert {event["region"].split("/")[0] for event in found["events"]} >= {"prefill", "decode"}
 
 
 def test_compare_shows_perplexities_of_a_decoder(tmp_path: Path) -> None:

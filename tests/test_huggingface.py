@@ -92,6 +92,10 @@ def llama(**more: Any) -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**TEXT, **SMALL, **more}))
 
 
+def gpt_neox(**more: Any) -> Any:
+    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**{**TEXT, **SMALL, **more}))
+
+
 DECODERS: dict[str, Any] = {
     "GPT-2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=LONGEST, n_embd=24, n_layer=2, n_head=3)
@@ -105,6 +109,17 @@ DECODERS: dict[str, Any] = {
     ),
     "LLaMA, one head of keys, tied, biases": lambda: llama(
         num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
+    "GPT-NeoX": gpt_neox,
+    "GPT-NeoX, one after the other": lambda: gpt_neox(use_parallel_residual=False, hidden_act="gelu_new"),
+    "GPT-NeoX, positions everywhere, tied, no biases": lambda: gpt_neox(
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
+        tie_word_embeddings=True,
+        attention_bias=False,
+    ),
+    "GPT-NeoX, wide heads": lambda: gpt_neox(
+        num_attention_heads=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
     ),
     "Mistral": lambda: transformers.MistralForCausalLM(
         transformers.MistralConfig(**TEXT, **WIDE, num_key_value_heads=1, sliding_window=None)
@@ -121,7 +136,7 @@ def test_decoders(name: str) -> None:
     with torch.no_grad():
         wanted = model(torch.tensor(ids)).logits.numpy()
     net, backend = network(huggingface.of_model(model), Decoder)
-    error, why = (1e-12, "float64 rounds") if name.startswith("GPT") else (1e-6, FLOAT32)
+    error, why = (1e-12, "float64 rounds") if name.startswith("GPT-2") else (1e-6, FLOAT32)
     whole = backend.reveal(net(backend.tokens(ids, VOCABULARY)))
     assert_close(whole, wanted, error, why)
     cache, parts = Cache(), []
@@ -143,6 +158,26 @@ def test_a_saved_checkpoint_is_the_loaded_model(tmp_path: Path) -> None:
     assert made.tokenizer is None
     for name, value in direct.parameters.items():
         assert_close(made.parameters[name], value.astype(np.float32), 0.0, "the same numbers")
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "LLaMA", "GPT-NeoX"])
+def test_a_saved_decoder_is_the_loaded_one(tmp_path: Path, kind: str) -> None:
+    """Whatever names its tensors have in a file."""
+    model = filled(DECODERS[kind]())
+    model.float().save_pretrained(tmp_path)
+    made, direct = huggingface.read(tmp_path, "mine"), huggingface.of_model(model.double(), "mine")
+    assert made.config == direct.config
+    assert all(np.array_equal(made.parameters[name], value) for name, value in direct.parameters.items())
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "LLaMA", "GPT-NeoX", *ENCODERS])
+def test_settings_alone_give_the_config_that_the_checkpoint_gives(tmp_path: Path, kind: str) -> None:
+    model = DECODERS[kind]() if kind in DECODERS else encoder(kind, SMALL)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    config, notes = huggingface.config_of(tmp_path / "config.json")
+    assert config == huggingface.of_model(model.double(), tmp_path.name).config
+    assert notes == ()
 
 
 def test_how_sentence_transformers_pools(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from secureattn.ledger import (
     COUNTS,
     ENGINE_COUNTS,
     LAN,
+    PUMA,
     WAN,
     Ledger,
     Network,
@@ -495,6 +496,7 @@ def test_network_table_says_that_it_is_modelled() -> None:
 
 def test_networks_by_name_and_file(tmp_path: Path) -> None:
     assert (load_network("lan"), load_network("WAN")) == (LAN, WAN)
+    assert load_network("puma") == PUMA == Network("PUMA", 5e9, 0.001)
     file = tmp_path / "campus.toml"
     file.write_text("bandwidth_bps = 1_000_000_000\nround_trip_s = 0.002\n")
     assert load_network(file) == load_network(str(file)) == Network("campus", 1e9, 0.002)
@@ -515,7 +517,7 @@ def test_bad_networks_list_every_violation(tmp_path: Path) -> None:
     file.write_text("bandwidth_bps = = 1")
     with pytest.raises(InputError, match="cannot be read"):
         load_network(file)
-    with pytest.raises(InputError, match=r"no network is called 'moon'.*there are lan and wan"):
+    with pytest.raises(InputError, match=r"no network is called 'moon'.*there are lan, wan, puma"):
         load_network("moon")
 
 

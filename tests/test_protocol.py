@@ -52,11 +52,22 @@ def refused(path: Path) -> ProtocolError:
 # ---- what is shipped --------------------------------------------------------------------------------------------
 
 
+CONFIGS = [
+    "bert-base",
+    "bert-large",
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "pythia-70m",
+    "pythia-70m-power",
+    "llama-7b",
+]
 DECODERS = ["bytes-gpt2", "bytes-gpt2-power", "bytes-llama", "bytes-llama-power"]
 
 
 def test_what_is_shipped() -> None:
     assert names("protocols") == [
+        "accurate-ckks",
         "accurate-mpc",
         "accurate-plaintext",
         "bolt-gelu",
@@ -70,7 +81,7 @@ def test_what_is_shipped() -> None:
         "secformer",
         "shaft",
     ]
-    assert names("models") == [*DECODERS, "digits-vit", "digits-vit-oneshot", "minilm"]
+    assert names("models") == sorted([*DECODERS, *CONFIGS, "digits-vit", "digits-vit-oneshot", "minilm"])
 
 
 PAPERS: dict[str, dict[str, str]] = {

@@ -12,7 +12,7 @@ import torch
 from secureattn.approx import exp
 from secureattn.approx.generic import Smooth, check_positive
 from secureattn.approx.realisation import COMPARE, Builder, Interval, Realisation, converging, measured
-from secureattn.errors import PlanError
+from secureattn.errors import InputError, PlanError
 from secureattn.series import FourierSeries
 from secureattn.tensor import Tensor
 
@@ -215,7 +215,8 @@ def octaves(domain: Interval, *, error: float = 1e-4, stride: int = 5) -> Realis
     Domain: ``[low, high]``, low > 0, of any ratio κ.
     Error: relative, at most ``error``, that of the series; measured when made.
     Cost: on shares 6 rounds whatever κ is (comparisons 3, two products, one series), and truncations;
-    ``⌈log2 (t/low)/stride⌉ − 1`` comparisons. Needs COMPARE.
+    ``⌈log2 (t/low)/stride⌉ − 1`` comparisons. Needs COMPARE. Where no series serves ``stride`` octaves and they are
+    more than as many comparisons leave to each, it serves those.
     Source: range reduction as in SPU (USENIX ATC 2023), its comparisons side by side; Fourier extension.
     """
     check_positive("reciprocal(octaves)", domain)
@@ -237,8 +238,15 @@ def reduced(smooth: Smooth, domain: Interval, *, power: float, error: float, str
     if steps == 1:
         return replace(smooth.fourier(domain, error=error), kind="octaves")
     top = 2.0 ** math.ceil(math.log2(high))
-    steps = math.ceil(math.log2(top / low) / stride - 1e-12)
-    base = _below(smooth, top, power, stride, error)
+    whole = math.log2(top / low)
+    steps = math.ceil(whole / stride - 1e-12)
+    try:
+        base = _below(smooth, top, power, stride, error)
+    except InputError:
+        tried, stride = stride, math.ceil(whole / steps - 1e-12)  # as many comparisons, fewer octaves for the series
+        if stride == tried:
+            raise
+        base = _below(smooth, top, power, stride, error)
     thresholds = [top / 2.0 ** (stride * j) for j in range(1, steps)]
 
     def apply(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from secureattn.backends.ckks.backend import CkksBackend
 from secureattn.backends.ckks.batch import BatchTensor
@@ -27,7 +28,10 @@ from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.planning import NullRuntime
 from secureattn.backends.crypten.runtime import Asked
 from secureattn.backends.crypten.tensor import MpcTensor
+from secureattn.backends.crypten.weight import MpcWeight
 from secureattn.events import Recorder
+
+_MOST_LEVELS = 1 << 14  # of a program that is never refreshed: a large model's block takes 80
 
 
 class SymbolicEvaluating(Evaluating):
@@ -141,6 +145,18 @@ class SymbolicMpc(MpcBackend):
         super().__init__(self.planner, Recorder(modelled=True))
         self.asked: list[list[Asked]] = []
 
+    def weight(self, array: Any) -> MpcWeight:
+        """A parameter, by shape."""
+        return MpcWeight(self, np.broadcast_to(0.0, np.shape(array)))
+
+    def encoded(self, values: Any, places: int, what: str) -> torch.Tensor:
+        """Ring elements, by shape: what a plan is given says nothing of values."""
+        return self.runtime.constant(np.broadcast_to(np.int64(0), np.shape(values)))
+
+    def shared(self, array: Any, owner: int, places: int, what: str) -> torch.Tensor:
+        """A share, by shape."""
+        return self.runtime.share(np.broadcast_to(np.int64(0), np.shape(array)), owner=owner)
+
     def end_part(self) -> None:
         """Set apart, and count as one request, what was asked of the dealer since the last part ended."""
         self.planner.ask_once()
@@ -157,10 +173,10 @@ class Unlimited:
     """Stands in for CKKS parameters to find a program's depth: more levels than anything needs, no primes."""
 
     ring_degree: int
-    levels: int = 200
+    levels: int = _MOST_LEVELS
     scale_bits: int = 40
-    scales: tuple[float, ...] = field(default=(2.0**40,) * 201)
-    primes: tuple[int, ...] = field(default=(1 << 40,) * 202)
+    scales: tuple[float, ...] = field(default=(2.0**40,) * (_MOST_LEVELS + 1))
+    primes: tuple[int, ...] = field(default=(1 << 40,) * (_MOST_LEVELS + 2))
 
     @property
     def slots(self) -> int:

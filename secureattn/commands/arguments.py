@@ -31,6 +31,14 @@ def weight(text: str) -> float:
     return value
 
 
+def amount(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
 def add_training(
     train: argparse.ArgumentParser, convert: argparse.ArgumentParser, calibrate: argparse.ArgumentParser
 ) -> None:

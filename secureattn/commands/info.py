@@ -26,10 +26,13 @@ MODULES = {
 
 
 def describe() -> dict[str, Any]:
-    """Versions, machine, engines and text, weights that other packages carry, models, protocols."""
+    """Versions, machine, engines and text, weights that other packages carry, models that run, configs to plan,
+    protocols.
+    """
     parts = {name: _part(modules, INSTALL[name]) for name, modules in MODULES.items()}
     origins = {name: find("models", name) / ORIGIN for name in names("models")}
     weights = {name: Origin.load(path) for name, path in origins.items() if path.exists()}
+    run = [name for name in names("models") if (find("models", name) / "ranges.json").exists()]
     return {
         "schema": 1,
         "version": __version__,
@@ -37,7 +40,8 @@ def describe() -> dict[str, Any]:
         "engines": {name: part for name, part in parts.items() if name != "text"},
         "text": parts["text"],
         "weights": {name: _part((origin.package,), origin.install) for name, origin in weights.items()},
-        "models": names("models"),
+        "models": run,
+        "configs": [name for name in names("models") if name not in run],
         "protocols": names("protocols"),
     }
 
@@ -62,4 +66,5 @@ def show(described: dict[str, Any]) -> None:
         table.add_row(name, "yes" if part["ready"] else f"no: {', '.join(part['missing'])}", part["command"] or "")
     console.print(table)
     console.print("models:    " + ", ".join(described["models"]))
+    console.print("configs alone, to plan or to convert weights for: " + ", ".join(described["configs"]))
     console.print("protocols: " + ", ".join(described["protocols"]))

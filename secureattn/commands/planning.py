@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secureattn.backends.ckks.parameters import MAX_MODULUS_BITS
-from secureattn.ledger import LAN, WAN, Network, network_table, region_table, to_json, units
+from secureattn.ledger import LAN, WAN, Network, network_seconds, network_table, region_table, to_json, units
 from secureattn.plan import HIDING_BITS, CkksPlan, MpcPlan, Plan
 
 
@@ -54,16 +55,24 @@ def heading(plan: Plan) -> dict[str, Any]:
         "protocol": plan.protocol.name,
         "engine": plan.protocol.engine,
         "samples": plan.samples,
+        "tokens": plan.shape.tokens,
+        "new_tokens": plan.new,
+        "ranges": "assumed" if plan.model.ranges.assumed else "calibrated",
         "parameters": parameters(plan),
         "trust": plan.protocol.trust,
         "warnings": list(plan.warnings),
     }
 
 
-def document(plan: Plan) -> dict[str, Any]:
+def document(plan: Plan, networks: Sequence[Network] = (LAN, WAN)) -> dict[str, Any]:
     """The plan as JSON."""
     functions = {site: _function(plan, site) for site in plan.realisations}
-    made = {**heading(plan), "functions": functions, **to_json(plan.ledger)}
+    made = {**heading(plan), "functions": functions, "networks": _networks(plan, networks), **to_json(plan.ledger)}
+    if plan.mpc is not None:
+        made["mpc"] = {
+            "predicted_seconds": dict(plan.mpc.seconds),
+            "memory_bytes": {one.name: dict(one.parts()) for one in plan.mpc.memory},
+        }
     if plan.ckks is not None:
         c = plan.ckks
         made["ckks"] = {
@@ -83,15 +92,31 @@ def document(plan: Plan) -> dict[str, Any]:
     return made
 
 
+def _networks(plan: Plan, networks: Sequence[Network]) -> dict[str, Any]:
+    """Modelled seconds of the messages by phase, on each network; those of computing come on top."""
+    phases = plan.ledger.phases
+    return {
+        network.name: {
+            "bandwidth_bps": network.bandwidth_bps,
+            "round_trip_s": network.round_trip_s,
+            "modelled_seconds": network_seconds(plan.ledger, network),
+            "by_phase": {phase: network_seconds(plan.ledger, network, phase=phase) for phase in phases},
+        }
+        for network in networks
+    }
+
+
 def _function(plan: Plan, site: str) -> dict[str, Any]:
     r = plan.realisations[site]
     quality = {"error": r.error, "relative": r.relative, "depth": r.depth}
     return {"realisation": r.label, "domain": list(r.domain), **quality}
 
 
-def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN)) -> None:
+def show(plan: Plan, console: Console, networks: Sequence[Network] = (LAN, WAN)) -> None:
     """Print it."""
-    console.print(f"[bold]{plan.title}[/bold], {plan.samples} samples, engine {plan.protocol.engine}")
+    tokens = plan.shape.tokens if plan.new is None else f"{plan.shape.tokens - plan.new + 1} tokens and {plan.new} new"
+    what = f"{plan.samples} samples of {tokens}{' tokens' if plan.new is None else ' ones'}"
+    console.print(f"[bold]{plan.title}[/bold], {what}, engine {plan.protocol.engine}")
     show_trust(plan, console)
     console.print(_functions(plan))
     if plan.ckks is not None:
@@ -102,6 +127,9 @@ def show(plan: Plan, console: Console, networks: tuple[Network, ...] = (LAN, WAN
         console.print(network_table(plan.ledger, networks))
         shown = {phase: units.seconds(s) for phase, s in plan.mpc.seconds.items() if s}
         console.print("predicted (all parties and the dealer on two cores): " + _listed(shown))
+        for one in plan.mpc.memory:
+            parts = {name: units.data(size) for name, size in one.parts().items() if size}
+            console.print(f"peak memory predicted, {one.name}: {_listed(parts)}")
 
 
 def show_trust(plan: Plan, console: Console) -> None:

@@ -3,7 +3,7 @@
 from secureattn.ledger.export import to_json
 from secureattn.ledger.ledger import COUNTS, ENGINE_COUNTS, Ledger, Party
 from secureattn.ledger.machine import machine
-from secureattn.ledger.network import LAN, PLANNED, WAN, Network, load_network, network_seconds, network_table
+from secureattn.ledger.network import LAN, PLANNED, PUMA, WAN, Network, load_network, network_seconds, network_table
 from secureattn.ledger.plot import write_plot
 from secureattn.ledger.table import breakdown_table, phase_table, region_table
 from secureattn.ledger.trace import write_trace
@@ -13,6 +13,7 @@ __all__ = [
     "ENGINE_COUNTS",
     "LAN",
     "PLANNED",
+    "PUMA",
     "WAN",
     "Ledger",
     "Network",

@@ -126,14 +126,24 @@ class Ledger:
     def total(self, name: str, *, phase: str | None = None, region: str | None = None) -> int | None:
         """A primitive's count in the run, a phase, or a region with all inside it; None where no event knows it."""
         by_party = []
-        for party in self.parties:
-            events = (e for e in party.events if phase in (None, e.phase) and inside(e.region, region))
-            known = [count for event in events if (count := self.count(event, name)) is not None]
+        for events in self._inside.get(region, ()):
+            known = [count for e in events if phase in (None, e.phase) and (count := self.count(e, name)) is not None]
             if known:
                 by_party.append(sum(known))
         return _combined(name, by_party)
 
-    @property
+    @cached_property
+    def _inside(self) -> dict[str | None, list[list[Event]]]:
+        """Region → the events in it and in all inside it, of each party; None → all."""
+        found: dict[str | None, list[list[Event]]] = {None: [list(party.events) for party in self.parties]}
+        for number, party in enumerate(self.parties):
+            for event in party.events:
+                parts = event.region.split("/")
+                for path in ("/".join(parts[: i + 1]) for i in range(len(parts))):
+                    found.setdefault(path, [[] for _ in self.parties])[number].append(event)
+        return found
+
+    @cached_property
     def counted(self) -> tuple[str, ...]:
         """Primitives that the engine keeps count of or that were counted, in the order of reports."""
         here = dict.fromkeys(name for party in self.parties for event in party.events for name in event.counts)

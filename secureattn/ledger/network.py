@@ -41,19 +41,21 @@ PLANNED = Network("LAN", bandwidth_bps=3e9, round_trip_s=0.8e-3)
 
 LAN = Network("LAN", bandwidth_bps=1e9, round_trip_s=0.5e-3)
 WAN = Network("WAN", bandwidth_bps=100e6, round_trip_s=40e-3)
-_NAMED = {"lan": LAN, "wan": WAN}
+PUMA = Network("PUMA", bandwidth_bps=5e9, round_trip_s=1e-3)
+"""The network that PUMA was measured on (Dong et al., arXiv 2307.12533, section 4.1)."""
+_NAMED = {"lan": LAN, "wan": WAN, "puma": PUMA}
 _KEYS = ("bandwidth_bps", "round_trip_s")
 _MESSAGES = ("rounds", "dealer_requests", "bytes_sent", "dealer_bytes")
 
 
 def load_network(name: str | Path) -> Network:
-    """``lan``, ``wan``, or a TOML file with ``bandwidth_bps`` and ``round_trip_s``, and a ``name`` if it has one."""
+    """``lan``, ``wan``, ``puma``, or a TOML file with ``bandwidth_bps``, ``round_trip_s`` and maybe ``name``."""
     named = _NAMED.get(str(name).lower())
     if named is not None:
         return named
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"no network is called {str(name)!r} and no such file exists; there are lan and wan")
+        raise InputError(f"no network is called {str(name)!r} and no such file exists; there are {', '.join(_NAMED)}")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -71,6 +71,13 @@ class Batch:
         """What is public."""
         return Shape(len(self.values), self.values.shape[1], self.lengths)
 
+    def filled(self, rows: Array) -> Array:
+        """What each token of ``[N,S,D]`` enters with, behind each input's last one that one again."""
+        if self.lengths is None:
+            return rows
+        last = np.array(self.lengths)[:, None] - 1
+        return np.asarray(rows[np.arange(len(rows))[:, None], np.minimum(np.arange(rows.shape[1]), last)])
+
     def by_length(self) -> list[Batch]:
         """The inputs of each length, without padding."""
         lengths = self.lengths or (self.shape.tokens,) * len(self)

@@ -43,7 +43,9 @@ class ModelConfig:
     them (H), ``hidden`` FFN width, ``gated``: the activation multiplies a second layer's values. ``attention`` is one
     of ATTENTIONS, with ``power`` and ``attention_epsilon`` where it has them, ``by_layer`` those of each layer where
     they differ; ``causal``: no token sees a later one.
-    ``positions`` are ``learned`` addends or ``rotary``, turned into queries and keys with ``rotary_base``.
+    ``positions`` are ``learned`` addends or ``rotary``, turned into queries and keys with ``rotary_base``: into all
+    features of a head or the first ``rotary_share`` of them. ``parallel``: attention and FFN read the same normed
+    stream, one norm serves both, and what both make is added at once.
 
     ``norm`` is one of NORMS: ``layernorm`` and ``rmsnorm`` need statistics of the features at run time, ``batchnorm``
     folds into the next linear layer, ``dyt`` (arXiv 2503.10622) and ``derf`` are ``tanh(α·x)`` and ``erf(α·x)``. It
@@ -77,6 +79,8 @@ class ModelConfig:
     causal: bool = False
     positions: str = "learned"
     rotary_base: float = 10000.0
+    rotary_share: float = 1.0
+    parallel: bool = False
     norm_after: bool = False
     embed_norm: bool = False
     final_norm: bool = False
@@ -94,7 +98,7 @@ class ModelConfig:
         for name in ("tokens", "features", "width", "heads", "hidden", "layers", "classes", "power", *optional):
             if not _is_number(getattr(self, name), int) or getattr(self, name) < 1:
                 yield f"{name} must be a positive whole number, not {getattr(self, name)!r}"
-        for name in ("attention_epsilon", "norm_epsilon", "rotary_base"):
+        for name in ("attention_epsilon", "norm_epsilon", "rotary_base", "rotary_share"):
             if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) < math.inf:
                 yield f"{name} must be a positive number, not {getattr(self, name)!r}"
 
@@ -106,7 +110,7 @@ class ModelConfig:
                 yield f"{name} {getattr(self, name)!r} is none of {', '.join(known)}"
         if self.by_layer and (len(self.by_layer) != self.layers or not set(self.by_layer) <= set(ATTENTIONS)):
             yield f"by_layer must name an attention for each of {self.layers} layers, not {list(self.by_layer)}"
-        for name in ("pooler", "unit", "gated", "causal", "norm_after", "embed_norm", "final_norm", "tied"):
+        for name in ("pooler", "unit", "gated", "causal", "parallel", "norm_after", "embed_norm", "final_norm", "tied"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name} must be true or false, not {getattr(self, name)!r}"
 
@@ -117,8 +121,13 @@ class ModelConfig:
             yield f"{self.heads} heads do not share {self.kv_heads} heads of keys and values evenly"
         if self.attention.startswith("power") and self.power % 2:
             yield f"power must be even, not {self.power}"
-        if self.positions == "rotary" and self.head_width % 2:
-            yield f"rotary positions need an even head width, not {self.head_width}"
+        if self.positions == "rotary" and (self.rotary_width % 2 or not 2 <= self.rotary_width <= self.head_width):
+            yield (
+                f"rotary positions need an even number of features, from 2 to a head's {self.head_width}, not "
+                f"{self.rotary_width}"
+            )
+        if self.parallel and (self.norm_after or self.norm not in ("layernorm", "rmsnorm")):
+            yield "attention and FFN in parallel go with a layernorm or rmsnorm before them, the same for both"
         if (self.norm_after or self.embed_norm or self.final_norm) and self.norm not in ("layernorm", "rmsnorm"):
             yield f"norm {self.norm} stands before attention and FFN alone; norms elsewhere are layernorm or rmsnorm"
         if self.norm_after != self.embed_norm or (self.norm_after and self.final_norm):
@@ -152,6 +161,11 @@ class ModelConfig:
         return self.head_size or self.width // self.heads
 
     @property
+    def rotary_width(self) -> int:
+        """How many features of a head are turned by rotary positions."""
+        return int(self.rotary_share * self.head_width)
+
+    @property
     def shared_heads(self) -> int:
         """Heads of keys and values."""
         return self.kv_heads or self.heads
@@ -174,7 +188,7 @@ class ModelConfig:
         found: dict[str, str] = {}
         norm = NORMS[self.norm]
         if norm:
-            found |= {"attention/norm": norm, "ffn/norm": norm}
+            found |= {"attention/norm": norm, **({} if self.parallel else {"ffn/norm": norm})}
         found |= {f"attention/{site}": function for site, function in self.variant_of(layer).sites.items()}
         return {**found, f"ffn/{self.activation}": self.activation}
 
@@ -191,6 +205,11 @@ class ModelConfig:
         """Sites, by path, that may not err by more than so much, relative, for the domains of others to hold."""
         layers = range(self.layers)
         return {f"layer.{i}/attention/{site}": e for i in layers for site, e in self.variant_of(i).bears.items()}
+
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """By which factors the ends of sites' domains, by path, may move as others err by what they bear."""
+        layers = range(self.layers)
+        return {f"layer.{i}/attention/{site}": by for i in layers for site, by in self.variant_of(i).spread.items()}
 
     def to_json(self) -> str:
         """The text of config.json: what a plain encoder has, and whatever differs from one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from secureattn.approx import Realisation
 from secureattn.approx.attention import Call
 from secureattn.approx.layernorm import rmsnorm
-from secureattn.nn.fold import Folded, FoldedLayer, Linear
+from secureattn.nn.fold import Folded, FoldedLayer, Linear, in_blocks
 from secureattn.nn.reading import Reading
 from secureattn.tensor import Backend, Tensor, Weight
 
@@ -43,13 +44,19 @@ class Encoder:
     scores ``[B,1,C]`` or vectors ``[B,1,D]``.
 
     Public is how many tokens each input has, and no more: what lies behind its end is hidden from attention and mean.
+    ``blocks``: an FFN's hidden features are computed in so many parts, one after the other, that fewer are held at
+    once; ``layers``: the numbers of those that run, all unless given.
     """
 
-    def __init__(self, folded: Folded, backend: Backend) -> None:
+    def __init__(
+        self, folded: Folded, backend: Backend, *, blocks: int = 1, layers: Sequence[int] | None = None
+    ) -> None:
         self.folded = folded
         self.backend = backend
+        self.layers = range(len(folded.layers)) if layers is None else layers
+        self._ffns = {i: in_blocks(folded.config, folded.layers[i], blocks) for i in self.layers}
         self._weights: dict[int, tuple[Weight, Weight]] = {}
-        for linear in _linears(folded):
+        for linear in self._linears():
             self._weights[id(linear)] = (backend.matrix(linear.weight), backend.weight(linear.bias))
         self._extras: dict[int, dict[str, Weight]] = {
             id(layer): {name: backend.weight(value) for name, value in layer.extras.items()} for layer in folded.layers
@@ -69,7 +76,7 @@ class Encoder:
         if self.folded.embed is not None:
             with self.backend.region("embed"):
                 x = self._embed(x, self.folded.embed, reading)
-        for i in range(len(self.folded.layers)):
+        for i in self.layers:
             x = self.layer(i, x, reading, cache)
         return x
 
@@ -80,6 +87,8 @@ class Encoder:
         reading = reading or Reading.of(self.folded.config, x.shape[:2])
         region, layer, after = self.backend.region, self.folded.layers[i], self.folded.config.norm_after
         with region(f"layer.{i}"):
+            if self.folded.config.parallel:
+                return self._parallel(i, x, reading, cache)
             for name, part in (("attention", self._attention), ("ffn", self._ffn)):
                 with region(name):
                     x = x.refresh("input")
@@ -87,6 +96,16 @@ class Encoder:
                     x = (x if kept is None else kept) + made
                     x = self._norm(x, layer, name) if after else x
             return x
+
+    def _parallel(self, i: int, x: Tensor, reading: Reading, cache: Cache | None) -> Tensor:
+        """A block whose attention and FFN read the same normed stream."""
+        with self.backend.region("attention"):
+            x = x.refresh("input")
+            normed = self._norm(x, self.folded.layers[i], "attention")
+            seen, _ = self._attention(normed, i, reading, cache)
+        with self.backend.region("ffn"):
+            fed, _ = self._ffn(normed, i, reading, cache)
+            return x + (seen + fed)
 
     def _embed(self, x: Tensor, embed: Linear, reading: Reading) -> Tensor:
         weight, bias = self._weights[id(embed)]
@@ -125,12 +144,18 @@ class Encoder:
 
     def _ffn(self, x: Tensor, i: int, reading: Reading, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
         config, layer = self.folded.config, self.folded.layers[i]
-        made = self._linear(x, layer.ffn_in)
-        parts = [made.take(-1, slice(i * config.hidden, (i + 1) * config.hidden)) for i in range(1 + config.gated)]
-        hidden = parts[0] if config.norm_after or config.gated else made
-        hidden = at_site(config.activation, layer.functions[f"ffn/{config.activation}"])(hidden)
-        hidden = hidden * parts[1] if config.gated else hidden
-        return self._linear(hidden, layer.ffn_out), self._kept(made, len(parts) * config.hidden)
+        activation = at_site(config.activation, layer.functions[f"ffn/{config.activation}"])
+        total, kept = None, None
+        for part, (into, out) in enumerate(self._ffns[i]):
+            made, width = self._linear(x, into), out.weight.shape[1]
+            alone = made.shape[-1] == width
+            hidden = activation(made if alone else made.take(-1, slice(0, width)))
+            hidden = hidden * made.take(-1, slice(width, 2 * width)) if config.gated else hidden
+            kept = kept if part else self._kept(made, (1 + config.gated) * width)
+            sums = self._linear(hidden, out)
+            total = sums if total is None else total + sums
+        assert total is not None
+        return total, kept
 
     def _kept(self, made: Tensor, start: int) -> Tensor | None:
         """What a linear layer made for the sum, beside its ``start`` other outputs."""
@@ -172,6 +197,13 @@ class Encoder:
     def _outer(self, site: str) -> Function:
         return at_site(site.rsplit("/", 1)[-1], self.folded.outer[site])
 
+    def _linears(self) -> list[Linear]:
+        folded = self.folded
+        found = [folded.embed]
+        for i in self.layers:
+            found += [folded.layers[i].qkv, folded.layers[i].output, *itertools.chain(*self._ffns[i])]
+        return [linear for linear in (*found, folded.pooler, folded.head) if linear is not None]
+
     def _linear(self, x: Tensor, linear: Linear) -> Tensor:
         weight, bias = self._weights[id(linear)]
         return x.linear(weight, bias)
@@ -187,10 +219,3 @@ def at_site(site: str, function: Realisation) -> Function:
         return y.refresh(f"{site}.out")
 
     return apply
-
-
-def _linears(folded: Folded) -> list[Linear]:
-    found = [folded.embed] if folded.embed is not None else []
-    for layer in folded.layers:
-        found += [layer.qkv, layer.output, layer.ffn_in, layer.ffn_out]
-    return [*found, *(linear for linear in (folded.pooler, folded.head) if linear is not None)]

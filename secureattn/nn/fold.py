@@ -10,7 +10,8 @@ Exact in real arithmetic, and differentiable, so training runs the very program 
   the linear layer that reads x anyway, so it takes no step of its own;
 - the affine map of a polynomial's domain goes into what computes its argument: the FFN's first layer for its
   activation, a norm's α, the queries for a function of the scores, the scores (through the queries) for the
-  normaliser of homogeneous weights, ``1/D`` of the norm into the polynomial itself;
+  normaliser of homogeneous weights, ``1/D`` of the norm into the polynomial itself. A norm after a sum does not see
+  its length: what makes the sum is scaled so that the polynomial's domain has width 2;
 - the mean over tokens at the end, where all inputs have the same number, becomes a sum, ``1/S`` goes into the head.
 """
 
@@ -68,6 +69,14 @@ class Folded:
     pooler: Linear | None = None
     outer: Mapping[str, Realisation] = field(default_factory=dict)
 
+    @property
+    def linears(self) -> list[Linear]:
+        """Every linear layer, in the order of the program."""
+        found = [self.embed] if self.embed is not None else []
+        for layer in self.layers:
+            found += [layer.qkv, layer.output, layer.ffn_in, layer.ffn_out]
+        return [*found, *(linear for linear in (self.pooler, self.head) if linear is not None)]
+
     def functions(self) -> dict[str, Realisation]:
         """Site → the function that serves it, on the folded argument (the sites of ``ModelConfig.sites``)."""
         inner = {f"layer.{i}/{site}": f for i, layer in enumerate(self.layers) for site, f in layer.functions.items()}
@@ -104,7 +113,7 @@ def _head(config: ModelConfig, weights: Weights) -> Linear | None:
     if config.output == "vector" and config.pooler:
         return None
     if config.output == "vector":
-        one = torch.ones(config.width, dtype=weights["embed.bias"].dtype)
+        one = torch.ones_like(weights["embed.bias"])
         return _after(config, weights, Linear(torch.diag(one), 0 * one)) if last_norm(config) else None
     matrix = weights["embed.weight"].T if config.tied else weights["head.weight"]
     head = Linear(matrix, weights["head.bias"])
@@ -147,6 +156,9 @@ def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str
             extras[norm] = extras[norm] * slope
         elif norm in functions:
             functions[norm] = _fold_norm(config, functions[norm])
+    lengths = {}
+    for norm in ("attention/norm", "ffn/norm") if config.norm_after else ():
+        functions[norm], lengths[norm] = _fold_length(functions[norm])
     activation = f"ffn/{config.activation}"
     functions[activation], slope, shift = _fold_affine(functions[activation])
     attention, epsilon, factor, scale = _fold_scores(config, i, functions)
@@ -161,14 +173,17 @@ def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str
         ffn_in = _stacked(ffn_in, _after_norm(config, weights, before_ffn, partner))
     qkv = _stacked(query, linear["attention.key"], linear["attention.value"])
     qkv = _after_norm(config, weights, before_attention, qkv)
+    output, ffn_out = linear["attention.output"], linear["ffn.out"]
     if config.norm_after:
-        qkv = _stacked(qkv, _kept(config, weights, before_attention))
-        ffn_in = _stacked(ffn_in, _kept(config, weights, before_ffn))
+        own, hidden = lengths["attention/norm"], lengths["ffn/norm"]
+        qkv = _stacked(qkv, _times(_kept(config, weights, before_attention), own))
+        ffn_in = _stacked(ffn_in, _times(_kept(config, weights, before_ffn), hidden))
+        output, ffn_out = _times(output, own), _times(ffn_out, hidden)
     return FoldedLayer(
         qkv=qkv,
-        output=linear["attention.output"],
+        output=output,
         ffn_in=ffn_in,
-        ffn_out=linear["ffn.out"],
+        ffn_out=ffn_out,
         functions={**functions, **attention},
         extras=extras,
         attention_epsilon=epsilon,
@@ -176,10 +191,34 @@ def _fold_layer(config: ModelConfig, weights: Weights, realisations: Mapping[str
     )
 
 
+def in_blocks(config: ModelConfig, layer: FoldedLayer, blocks: int) -> list[tuple[Linear, Linear]]:
+    """An FFN's two linear layers by parts of its hidden features, equal ones; the sum of what they make is the whole's.
+    The first part also makes what goes into the sum (see ``FoldedLayer``), and has the second layer's bias.
+    """
+    if blocks == 1:
+        return [(layer.ffn_in, layer.ffn_out)]
+    found: list[tuple[Linear, Linear]] = []
+    gates, beside = 1 + config.gated, slice((1 + config.gated) * config.hidden, None)
+    for rows in torch.arange(config.hidden).tensor_split(blocks):
+        inner = torch.cat([rows + gate * config.hidden for gate in range(gates)])
+        into = Linear(layer.ffn_in.weight[inner], layer.ffn_in.bias[inner])
+        out = Linear(layer.ffn_out.weight[:, rows], layer.ffn_out.bias)
+        if found:
+            out = Linear(out.weight, 0 * out.bias)
+        elif config.norm_after:
+            into = _stacked(into, Linear(layer.ffn_in.weight[beside], layer.ffn_in.bias[beside]))
+        found.append((into, out))
+    return found
+
+
 def _kept(config: ModelConfig, weights: Weights, norm: str) -> Linear:
     """What goes into a sum beside a block's output: the normed stream, centred where the next norm would centre it."""
     linear = Linear(torch.diag(weights[f"{norm}.gain"]), weights[f"{norm}.bias"])
     return _centred(linear) if config.norm == "layernorm" else linear
+
+
+def _times(linear: Linear, factor: float) -> Linear:
+    return linear if factor == 1.0 else Linear(linear.weight * factor, linear.bias * factor)
 
 
 def _stacked(*linear: Linear) -> Linear:
@@ -226,6 +265,17 @@ def _fold_norm(config: ModelConfig, rsqrt: Realisation) -> Realisation:
 
     domain = ((rsqrt.domain[0] - epsilon) * width, (rsqrt.domain[1] - epsilon) * width)
     return replace(rsqrt, apply=apply, domain=domain)
+
+
+def _fold_length(norm: Realisation) -> tuple[Realisation, float]:
+    """``Σx² ↦ 1/√(Σx²/D + ε)`` for x times a factor, under which the norm keeps its value, and that factor: the
+    polynomial's domain has width 2 then, which takes a level less and is hidden well by a refresh.
+    """
+    if norm.refit is not None or not _is_chebyshev(norm) or norm.then is not None:
+        return norm, 1.0
+    assert norm.polynomial is not None
+    factor = norm.polynomial.slope**0.5
+    return norm.with_polynomial(norm.polynomial.rescaled(factor**2).scaled(1.0 / factor)), factor
 
 
 def _fold_scores(

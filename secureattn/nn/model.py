@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from secureattn.errors import EngineError, InputError
-from secureattn.nn import parameters, text
+from secureattn.nn import huggingface, parameters, text
+from secureattn.nn.assumed import ASSUMED, assumed
 from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.embedding import at_client
@@ -25,6 +27,7 @@ from secureattn.nn.ranges import Ranges
 from secureattn.nn.text import Tokenizer
 
 Array = npt.NDArray[np.float64]
+WEIGHTS = "model.safetensors"
 SAMPLES = "samples.txt"
 ORIGIN = "origin.json"
 
@@ -57,15 +60,37 @@ class Origin:
         raise EngineError(f"weights come from the package {self.package}, which is missing; run {self.install}")
 
 
+class _StandIns(Mapping[str, torch.Tensor]):
+    """Normal numbers of the size of weights, of which nothing is kept."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = shapes
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        shape = self._shapes[name]
+        seed = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        made: torch.Tensor = torch.randn(shape, generator=seed, dtype=torch.float64) * float(shape[-1]) ** -0.5
+        return made.abs() if name.endswith(("gain", "variance", "alpha")) else made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
 @dataclass(frozen=True)
 class Model:
     """A folder with config.json and ranges.json; weights and samples are read when first asked for, so that a party
-    that may not see the weights never does.
+    that may not see the weights never does. ``alone``: there is a config and nothing else, for plans; ``notes``: what
+    reports of it must say.
     """
 
     folder: Path
     config: ModelConfig
     ranges: Ranges
+    alone: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def origin(self) -> Origin | None:
@@ -73,15 +98,34 @@ class Model:
         path = self.folder / ORIGIN
         return Origin.load(path) if path.exists() else None
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights are here, or a package is named that carries them."""
+        return not self.alone and ((self.folder / WEIGHTS).exists() or self.origin is not None)
+
+    def check_runs(self) -> None:
+        """InputError for a model that can be planned and not run."""
+        if not self.ranges.assumed:
+            return
+        if self.has_weights:
+            raise InputError(
+                f"model {self.config.name} has no ranges.json, without which it is planned and not run; measure them: "
+                f"secureattn calibrate {self.folder} --samples FILE"
+            )
+        raise InputError(
+            f"model {self.config.name} is a config alone, which is planned (secureattn plan) and not run; convert "
+            "weights of it: secureattn convert CHECKPOINT -o FOLDER"
+        )
+
     @cached_property
     def weights(self) -> Mapping[str, torch.Tensor]:
         """Parameters by name, float64."""
-        path = self.folder / "model.safetensors"
+        path = self.folder / WEIGHTS
+        if self.alone:
+            self.check_runs()
         if self.origin is None or path.exists():
             loaded = parameters.load(path, self.config)
         else:
-            from secureattn.nn import huggingface
-
             source = self.origin.path()
             loaded = huggingface.read(source, self.config.name, tokens=self.config.tokens).parameters
             parameters.check(f"weights {source}", loaded, self.config)
@@ -89,9 +133,14 @@ class Model:
 
     @cached_property
     def weight_shapes(self) -> Mapping[str, torch.Tensor]:
-        """Zeros in the weights' shapes, for a party that knows the architecture alone."""
-        zero = torch.zeros((), dtype=torch.float64)  # expanded: a large model's shapes take no memory
-        return {name: zero.expand(shape) for name, shape in parameters.shapes(self.config).items()}
+        """The weights' shapes on torch's meta device, for a party that knows the architecture alone: no memory."""
+        shapes = parameters.shapes(self.config)
+        return {name: torch.empty(shape, dtype=torch.float64, device="meta") for name, shape in shapes.items()}
+
+    @property
+    def stand_ins(self) -> Mapping[str, torch.Tensor]:
+        """Random numbers in the place of weights, for plans that ask which weights are 0; made when asked for."""
+        return _StandIns(parameters.shapes(self.config))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -133,16 +182,17 @@ class Model:
 
     def entering(self, config: ModelConfig, batch: Batch, past: int = 0) -> Any:
         """What a client puts into a network served as ``config``: the batch's values, or the rows it looks up in the
-        model's public embedding, for tokens that stand behind ``past`` others.
+        model's public embedding, for tokens that stand behind ``past`` others; behind an input's end the last one
+        again, as anything else might leave the domains of approximations.
         """
         if config.input != "embedded":
             return batch.values
-        return at_client(self.config, self.embedding, batch.values, past)
+        return batch.filled(at_client(self.config, self.embedding, batch.values, past))
 
     @cached_property
     def embedding(self) -> Mapping[str, torch.Tensor]:
         """The parameters of the embedding alone, float64."""
-        path = self.folder / "model.safetensors"
+        path = self.folder / WEIGHTS
         names = [name for name in parameters.shapes(self.config) if name.startswith(("embed.", "position"))]
         if path.exists():
             return {name: torch.as_tensor(value) for name, value in parameters.some(path, names).items()}
@@ -152,6 +202,8 @@ class Model:
         """Held-out inputs, the first ``count`` or all, and their labels ``[N]`` or None: numbers ``[N,S,F]``, or, where
         the folder has samples.txt, texts, one a line.
         """
+        if self.alone:
+            self.check_runs()
         path = self.folder / SAMPLES
         if path.exists():
             inputs, labels = lines(path), None
@@ -188,10 +240,22 @@ class Model:
         return array
 
 
-def load_model(folder: Path) -> Model:
-    """Read a model folder; its weights are not touched yet."""
-    config = ModelConfig.load(folder / "config.json")
-    return Model(folder, config, Ranges.load(folder / "ranges.json", config))
+def load_model(path: Path) -> Model:
+    """Read a model folder, or a config.json by itself, ours or Hugging Face's; weights are not touched yet.
+
+    Ranges are assumed (``nn.assumed``) where none are there.
+    """
+    file, folder = (path, path.parent) if path.is_file() else (path / "config.json", path)
+    notes: tuple[str, ...] = ()
+    if theirs := huggingface.is_settings(file):
+        config, notes = huggingface.config_of(file)
+    else:
+        config = ModelConfig.load(file)
+    ranges = folder / "ranges.json"
+    alone = theirs or path.is_file() or not any((folder / name).exists() for name in (WEIGHTS, ORIGIN, ranges.name))
+    if alone or not ranges.exists():
+        return Model(folder, config, assumed(config), alone, (ASSUMED, *notes))
+    return Model(folder, config, Ranges.load(ranges, config))
 
 
 def lines(path: Path) -> list[str]:

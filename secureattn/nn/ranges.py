@@ -23,7 +23,7 @@ _POINTS = 257
 class Ranges:
     """Per site: the interval ``observed`` on the calibration data and the ``domains`` (observed plus a margin) that
     approximations must cover; per refresh point: a bound on ``|value|``, margin included; ``input``: the interval of
-    the inputs, margin included, None in files that do not say.
+    the inputs, margin included, None in files that do not say; ``assumed``: none of it was observed (``nn.assumed``).
     """
 
     observed: Mapping[str, Interval]
@@ -32,6 +32,7 @@ class Ranges:
     samples: int
     margin: float
     input: Interval | None = None
+    assumed: bool = False
 
     def to_json(self) -> str:
         """The text of ranges.json."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from secureattn.approx import Realisation
@@ -12,6 +13,7 @@ from secureattn.backends.ckks.flooding import Flooding
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.units import Path
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
+from secureattn.backends.crypten.shapes import ShapesOnly
 from secureattn.events import Recorder
 from secureattn.ledger import PLANNED, Ledger
 from secureattn.nn.batch import Shape
@@ -19,6 +21,7 @@ from secureattn.nn.config import ModelConfig
 from secureattn.nn.fold import Folded, fold
 from secureattn.nn.model import Model
 from secureattn.plan.memory import Memory
+from secureattn.plan.party_memory import PartyMemory
 from secureattn.protocol import Protocol
 
 _TOGETHER = 1 << 24  # elements of the largest tensor of a part: one-hot rows, a layer's values, or scores
@@ -26,7 +29,9 @@ _TOGETHER = 1 << 24  # elements of the largest tensor of a part: one-hot rows, a
 
 @dataclass(frozen=True)
 class CkksPlan:
-    """One evaluator's run over one batch of ``capacity`` queries; ``batches`` of them are needed."""
+    """One evaluator's run over one batch of ``capacity`` queries; ``batches`` of them are needed. ``blocks``: parts in
+    which an FFN's hidden features are computed, as few as the memory there is allows.
+    """
 
     parameters: CkksParameters
     schedule: frozenset[str]
@@ -35,6 +40,7 @@ class CkksPlan:
     ceilings: Mapping[Path, int]
     worth: frozenset[Path]
     workers: int
+    blocks: int
     input_levels: tuple[int, ...]
     dense: DenseLayout | None
     predicted: Mapping[str, float]
@@ -67,13 +73,15 @@ class CkksPlan:
 @dataclass(frozen=True)
 class MpcPlan:
     """Every party's run over all samples at once. ``largest``: the largest magnitude at its functions, as calibrated;
-    ``gross_errors``: how many grossly wrong values local truncation is expected to leave at most, None if exact.
+    ``gross_errors``: how many grossly wrong values local truncation is expected to leave at most, None if exact;
+    ``memory``: the peak of every process, the dealer's last.
     """
 
     recorders: tuple[Recorder, ...]
     ledger: Ledger
     largest: float = 1.0
     gross_errors: float | None = None
+    memory: tuple[PartyMemory, ...] = ()
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -84,7 +92,9 @@ class MpcPlan:
 @dataclass(frozen=True)
 class Plan:
     """What will run: the realisation of every site, the folded program, and one engine's part. ``tokens`` and
-    ``lengths``: those of inputs that may have any number, the model's most and all equal unless given.
+    ``lengths``: those of inputs that may have any number, the model's most and all equal unless given. ``new``: where
+    tokens are made behind prompts, how many; ``tokens`` then counts all but the last of them too. ``memory_bytes``:
+    what a CKKS run should stay below.
     """
 
     model: Model
@@ -98,17 +108,19 @@ class Plan:
     warnings: tuple[str, ...] = field(default=())
     tokens: int | None = None
     lengths: tuple[int, ...] | None = None
+    new: int | None = None
+    memory_bytes: float = math.inf
 
     @property
     def shape(self) -> Shape:
         """What is public of the inputs."""
         return Shape(self.samples, self.tokens or self.model.config.tokens, self.lengths)
 
-    def at(self, shape: Shape) -> Plan:
+    def at(self, shape: Shape, *, new: int | None = None) -> Plan:
         """The same for other inputs."""
         if not self.model.config.variable:
             return replace(self, samples=shape.samples)
-        return replace(self, samples=shape.samples, tokens=shape.tokens, lengths=shape.lengths)
+        return replace(self, samples=shape.samples, tokens=shape.tokens, lengths=shape.lengths, new=new)
 
     @property
     def config(self) -> ModelConfig:
@@ -126,6 +138,26 @@ class Plan:
         return self.shape.parts(max(_TOGETHER // token, 1))
 
     @property
+    def batches(self) -> list[list[int]]:
+        """Inputs that share ciphertexts, by number."""
+        assert self.ckks is not None
+        return self.batches_of(self.ckks.capacity)
+
+    def batches_of(self, capacity: int) -> list[list[int]]:
+        """The same where so many fit. Of inputs of unequal lengths every batch has as many, the last one some twice:
+        then all batches cost the same.
+        """
+        rows = list(range(self.samples))
+        found = [rows[i : i + capacity] for i in range(0, self.samples, capacity)]
+        if self.lengths is not None:
+            found[-1] += found[-1][:1] * (len(found[0]) - len(found[-1]))
+        return found
+
+    def lengths_of(self, rows: Sequence[int]) -> tuple[int, ...] | None:
+        """Tokens of some of the inputs, None where all have the same number."""
+        return None if self.lengths is None else tuple(self.lengths[row] for row in rows)
+
+    @property
     def title(self) -> str:
         """Model and protocol, for tables."""
         return f"{self.model.config.name} · {self.protocol.name}"
@@ -140,9 +172,14 @@ class Plan:
         return Ledger(self.title, self.protocol.engine, (), measured=False)
 
     def folded(self, *, weights: bool = True) -> Folded:
-        """The program; without weights it has zeros of the right shapes, for whoever may not see them."""
+        """The program; without weights it has their shapes alone, for whoever may not see them. A model that has none
+        is folded with random numbers.
+        """
         model = self.model
-        return fold(self.config, model.weights if weights else model.weight_shapes, self.realisations)
+        if weights:
+            return fold(self.config, model.stand_ins if model.alone else model.weights, self.realisations)
+        with ShapesOnly():
+            return fold(self.config, model.weight_shapes, self.realisations)
 
 
 def party_name(rank: int) -> str:

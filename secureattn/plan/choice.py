@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from secureattn.backends.ckks.cipher import OutOfLevels
@@ -32,11 +32,15 @@ Symbolic = SymbolicCkks | SymbolicDense
 
 @dataclass(frozen=True)
 class Chooser:
-    """Runs one program symbolically in one layout, "batch" or "dense", under any parameters and refresh points."""
+    """Runs one program symbolically in one layout, "batch" or "dense", under any parameters and refresh points.
+    ``layers``: those that run, all unless given; ``blocks``: parts of an FFN's hidden features.
+    """
 
     draft: Plan
     folded: Folded
     layout: str
+    layers: tuple[int, ...] | None = None
+    blocks: int = 1
     _kept: dict[int, dict[Any, Any]] = field(default_factory=dict, repr=False)
 
     def run(
@@ -52,15 +56,16 @@ class Chooser:
         encoded its weights.
         """
         config, backend = self.draft.config, self._backend(parameters, points, refresh, ceilings, prepared)
-        network = Encoder(self.folded, backend)
-        shape = (min(self.draft.samples, backend.batch), config.tokens, config.features)
+        network = Encoder(self.folded, backend, layers=self.layers, blocks=self.blocks)
+        first = self.draft.batches_of(backend.batch)[0]
+        shape, lengths = (len(first), config.tokens, config.features), self.draft.lengths_of(first)
         if prepared and isinstance(backend, SymbolicDense):
-            backend.prepare(lambda x: cast(DenseTensor, network(x)), shape)
+            backend.prepare(lambda x: cast(DenseTensor, network(x, lengths)), shape)
             backend.pools.kept = backend.pools.alive_bytes
         with backend.recorder.phase("online"):
             x = backend.input(shape)
             backend.input_levels = tuple(part.level for part in x.parts.flat)
-            backend.output = network(x)
+            backend.output = network(x, lengths)
             backend.result_levels = tuple(result.level for result in backend.results(backend.output))
         return backend
 
@@ -129,6 +134,31 @@ class Chooser:
         batches = math.ceil(self.draft.samples / backend.batch)
         return batches * (computed + PLANNED.seconds(total("rounds"), total("bytes_sent")))
 
+    def deepest(self) -> Chooser:
+        """With the layers that need the most levels: no other fits where those do not, and all cost much the same."""
+        depths: dict[int, dict[str, int]] = {}
+        for i, layer in enumerate(self.folded.layers):
+            depths[i] = {site: f.depth or 0 for site, f in layer.functions.items()}
+
+        def deeper(i: int, j: int) -> bool:
+            """Whether the first needs as many levels everywhere; of equals, the earlier one does."""
+            if depths[i].keys() != depths[j].keys() or not all(depths[i][site] >= n for site, n in depths[j].items()):
+                return False
+            return i < j or depths[i] != depths[j]
+
+        deepest = tuple(j for j in depths if not any(deeper(i, j) for i in depths if i != j))
+        return replace(self, layers=deepest, _kept={})
+
+    def hiding_bits(self, parameters: CkksParameters, point: str) -> float:
+        """How well a refresh point's mask hides a value: within its calibrated bound, which holds for every form of the
+        program, and, where it is a polynomial's argument, within the domain that this form of it has.
+        """
+        bound = self.draft.model.ranges.bounds[point]
+        function = self.folded.functions().get(point.removesuffix(".in"))
+        if function is not None and function.polynomial is not None:
+            bound = min(bound, max(map(abs, function.domain)))
+        return parameters.refresh_hiding_bits(bound)
+
     def probe(self) -> Symbolic:
         """A run with more levels than anything needs: it shows the program's depth and where refreshes are possible."""
         return self.run(cast(CkksParameters, Unlimited(RINGS[-1])), refresh=False)
@@ -171,17 +201,31 @@ def with_refresh(chooser: Chooser, depth: int, ring: int, scale_bits: int, point
     """The cheapest refresh points on a ring, at a scale, that a local search finds.
 
     It starts with all that hide enough and takes out, or back in, what makes the run cheaper, until nothing does;
-    layers have their points in common. Where the start takes more than twice ``enough`` seconds the search is left.
+    layers have their points in common, so the search looks at the deepest. Where the start takes more than twice
+    ``enough`` seconds the search is left.
     """
     parameters = chain(ring, min(most_levels(ring, scale_bits), max(depth, 1)), scale_bits)
-    allowed = frozenset(p for p in points if hiding_bits(chooser.draft, parameters, p) >= HIDING_BITS)
+    allowed = frozenset(p for p in points if chooser.hiding_bits(parameters, p) >= HIDING_BITS)
     kinds: dict[str, Points] = {}
     for point in allowed:
         kind = re.sub(r"^layer\.\d+", "layer", point)
         kinds[kind] = kinds.get(kind, frozenset()) | {point}
+    whole = chooser.seconds(parameters, allowed)
+    if whole > 2 * enough:
+        return Refreshed(parameters, allowed, whole)
+    few = chooser.deepest()
+    found = _searched(few, parameters, allowed, kinds)
+    with contextlib.suppress(OutOfLevels):
+        return Refreshed(parameters, found, chooser.seconds(parameters, found))
+    found = _searched(chooser, parameters, allowed, kinds)  # scales of other layers met at other levels
+    return Refreshed(parameters, found, chooser.seconds(parameters, found))
+
+
+def _searched(chooser: Chooser, parameters: CkksParameters, allowed: Points, kinds: Mapping[str, Points]) -> Points:
+    """From all allowed points on, what a local search arrives at."""
     chosen, cost = allowed, chooser.seconds(parameters, allowed)
     tried = {allowed}
-    changed = cost <= 2 * enough
+    changed = True
     while changed:
         changed = False
         for kind in sorted(kinds):
@@ -195,7 +239,7 @@ def with_refresh(chooser: Chooser, depth: int, ring: int, scale_bits: int, point
                 continue
             if seconds < cost:
                 chosen, cost, changed = trial, seconds, True
-    return Refreshed(parameters, chosen, cost)
+    return chosen
 
 
 def trimmed(chooser: Chooser, refreshed: Refreshed) -> Symbolic:
@@ -210,11 +254,6 @@ def trimmed(chooser: Chooser, refreshed: Refreshed) -> Symbolic:
 def widest(config: ModelConfig) -> int:
     """The largest width of anything in a model."""
     return max(config.features, config.width, config.hidden, config.classes)
-
-
-def hiding_bits(draft: Plan, parameters: CkksParameters, point: str) -> float:
-    """How well a refresh point's mask hides a value."""
-    return parameters.refresh_hiding_bits(draft.model.ranges.bounds[point])
 
 
 def check_bounds(draft: Plan, points: Points) -> None:

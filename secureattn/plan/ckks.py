@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from secureattn.backends.ckks.parameters import RINGS, CkksParameters
 from secureattn.backends.ckks.wire import fresh_bytes, result_bytes
 from secureattn.backends.symbolic import SymbolicDense, Unlimited
 from secureattn.errors import PlanError
+from secureattn.ledger import units
+from secureattn.plan.alike import lengthened, shortened
 from secureattn.plan.base import CkksPlan, Plan
 from secureattn.plan.choice import (
     Chooser,
@@ -19,7 +22,6 @@ from secureattn.plan.choice import (
     Refreshed,
     Symbolic,
     check_bounds,
-    hiding_bits,
     trimmed,
     with_refresh,
     without_refresh,
@@ -27,23 +29,28 @@ from secureattn.plan.choice import (
 from secureattn.plan.memory import memory
 
 LAYOUTS = ("batch", "dense")
+_LESS = 0.97  # ciphertexts held with twice as many blocks, above which they are not worth it
 
 
 def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
     """The plan with the least predicted seconds for so many queries, keys left out; OutOfLevels or PlanError where no
     layout and ring holds the program.
     """
-    wanted, flooding = draft.protocol.ckks.layout, _flooding(draft)
+    flooding = _flooding(draft)
     best: CkksPlan | None = None
     refused: list[PlanError] = []
     predicted: dict[str, float] = {}
-    folded = draft.folded(weights=True)
-    for layout in LAYOUTS if wanted == "auto" else (wanted,):
+    folded = functools.cache(lambda short: (shortened(draft) if short else draft).folded(weights=True))
+    for layout in _layouts(draft):
+        few = shortened(draft) if layout == "batch" else draft  # what a dense layout encodes is no layer's own
+        chooser = Chooser(few, folded(few is not draft), layout)
         try:
-            found = _planned(Chooser(draft, folded, layout), progress, math.inf if best is None else best.latency_s)
+            found = _planned(chooser, progress, math.inf if best is None else best.latency_s)
         except PlanError as error:
             refused.append(error)
             continue
+        if few is not draft:
+            found = lengthened(found, draft.config.layers, found.depth - _depth(replace(chooser, layers=(0, 1, 3))))
         predicted[layout] = found.latency_s
         best = found if best is None or found.latency_s < best.latency_s else best
     if best is None:
@@ -51,9 +58,25 @@ def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
     return replace(best, predicted=predicted, flooding=flooding)
 
 
+def _layouts(draft: Plan) -> tuple[str, ...]:
+    """Those to choose from; PlanError where the one asked for cannot hold the inputs or results."""
+    wanted = draft.protocol.ckks.layout
+    alone = "inputs of unequal lengths" if draft.lengths is not None else ""
+    alone = "scores at every token" if draft.config.output == "next" else alone
+    if not alone:
+        return LAYOUTS if wanted == "auto" else (wanted,)
+    if wanted == "dense":
+        raise PlanError(f'the dense layout has no {alone}; set ckks.layout = "batch" or "auto"')
+    return ("batch",)
+
+
 def program_depth(draft: Plan) -> int:
     """Levels that a program takes in one go, in the batch layout."""
-    return int(Unlimited.levels - Chooser(draft, draft.folded(weights=True), "batch").probe().output.level)
+    return _depth(Chooser(draft, draft.folded(weights=True), "batch"))
+
+
+def _depth(chooser: Chooser) -> int:
+    return int(Unlimited.levels - chooser.probe().output.level)
 
 
 def _planned(chooser: Chooser, progress: Progress, enough: float) -> CkksPlan:
@@ -61,7 +84,7 @@ def _planned(chooser: Chooser, progress: Progress, enough: float) -> CkksPlan:
     draft, probe = chooser.draft, chooser.probe()
     depth = int(Unlimited.levels - probe.output.level)
     if draft.protocol.ckks.refresh == "none":
-        return _finished(draft, depth, without_refresh(chooser, depth, RINGS))
+        return _finished(chooser, depth, without_refresh(chooser, depth, RINGS))
     points = frozenset(probe.refresh_points)
     check_bounds(draft, points)
     found: list[Refreshed] = []
@@ -77,7 +100,22 @@ def _planned(chooser: Chooser, progress: Progress, enough: float) -> CkksPlan:
         enough = min(enough, one.seconds)
     if not found:
         raise refused[-1]
-    return _finished(draft, depth, trimmed(chooser, min(found, key=lambda one: one.seconds)))
+    return _fitting(chooser, depth, min(found, key=lambda one: one.seconds), progress)
+
+
+def _fitting(chooser: Chooser, depth: int, refreshed: Refreshed, progress: Progress) -> CkksPlan:
+    """With the fewest blocks of hidden features that memory allows, or the least memory where nothing else fits."""
+    made = _finished(chooser, depth, trimmed(chooser, refreshed))
+    while made.memory.total > chooser.draft.memory_bytes and chooser.layout == "batch":
+        chooser = replace(chooser, blocks=2 * chooser.blocks)
+        progress(f"{units.data(made.memory.total)} are too many: hidden features in {chooser.blocks} parts")
+        if chooser.blocks > chooser.draft.config.hidden:
+            break
+        smaller = _finished(chooser, depth, trimmed(chooser, refreshed))
+        if smaller.memory.ciphertexts > _LESS * made.memory.ciphertexts:
+            break
+        made = smaller
+    return made
 
 
 def _count_transfers(parameters: CkksParameters, backend: Symbolic) -> None:
@@ -101,14 +139,14 @@ def _result_bytes(parameters: CkksParameters, backend: Symbolic) -> int:
     return len(backend.result_levels) * result_bytes(parameters)
 
 
-def _finished(draft: Plan, depth: int, backend: Symbolic) -> CkksPlan:
-    parameters = backend.machine.parameters
+def _finished(chooser: Chooser, depth: int, backend: Symbolic) -> CkksPlan:
+    draft, parameters = chooser.draft, backend.machine.parameters
     used = frozenset(p for p in backend.refresh_points if p in backend.schedule)
     batches = math.ceil(draft.samples / backend.batch)
     rotations = tuple(sorted(backend.machine.steps))
     _count_transfers(parameters, backend)
     sizes = _sizes(parameters, backend, len(rotations))
-    bits = {p: hiding_bits(draft, parameters, p) for p in used}
+    bits = {p: chooser.hiding_bits(parameters, p) for p in used}
     return CkksPlan(
         parameters=parameters,
         schedule=used,
@@ -117,6 +155,7 @@ def _finished(draft: Plan, depth: int, backend: Symbolic) -> CkksPlan:
         ceilings=backend.machine.place.ceilings,
         worth=frozenset(backend.machine.worth or ()),
         workers=backend.machine.workers,
+        blocks=chooser.blocks,
         input_levels=backend.input_levels,
         dense=backend.layout if isinstance(backend, SymbolicDense) else None,
         predicted={},
@@ -139,7 +178,8 @@ def _flooding(draft: Plan) -> Flooding | None:
     options = draft.protocol.ckks
     if not options.flooding_bits:
         return None
-    return Flooding(options.flooding_bits, options.error_bits, draft.samples * draft.config.classes)
+    tokens = draft.config.tokens if draft.config.output == "next" else 1
+    return Flooding(options.flooding_bits, options.error_bits, draft.samples * tokens * draft.config.classes)
 
 
 def _sizes(parameters: CkksParameters, backend: Symbolic, rotations: int) -> dict[str, int]:

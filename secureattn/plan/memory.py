@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import resource
 import sys
 from collections.abc import Mapping
@@ -20,7 +23,8 @@ _WORKER_BYTES = 60 << 20
 @dataclass(frozen=True)
 class Memory:
     """Bytes at the peak: ``process``, the interpreter with its libraries; the rings of both roles; keys, the public one
-    included; ciphertexts and what is encoded to be kept; messages of the largest refresh; all workers but the first.
+    included; ciphertexts and what is encoded to be kept; messages of the largest refresh; what several ``workers`` take
+    beside that, as each has for itself what is not worth sharing, and its part of what is before all see it.
     """
 
     process: int
@@ -51,8 +55,19 @@ def memory(parameters: CkksParameters, pools: Pools, rotations: int, workers: in
         keys=(rotations + 1) * parameters.key_bytes() + 2 * parameters.public_key_bytes(),
         ciphertexts=pools.ciphertexts,
         messages=pools.messages,
-        workers=(workers - 1) * (pools.worker + _WORKER_BYTES) if pools.worker else 0,
+        workers=(workers - 1) * (pools.repeated + _WORKER_BYTES) + workers * pools.worker if pools.worker else 0,
     )
+
+
+def installed() -> float:
+    """Bytes of memory this machine has, or its control group allows; infinite where the system does not say."""
+    found = [math.inf]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max" is none
+            found.append(int(Path(limit).read_text()))
+    return min(found)
 
 
 def resident() -> int:

@@ -37,6 +37,9 @@ def execute(
         )
     if device != "cpu" and engine != "crypten":
         raise InputError(f"--device {device} is for secret shares, this protocol runs on {engine}, on the CPU")
+    plan.model.check_runs()
+    if plan.new is not None:
+        raise PlanError(f"the plan is for {plan.new} new tokens, which runs.generation makes; plan without them")
     batch = plan.model.batch(inputs)
     if len(batch) != plan.samples:
         raise PlanError(f"the plan is for {plan.samples} samples, the input has {len(batch)}; plan again")

@@ -17,7 +17,7 @@ from secureattn.backends.ckks.evaluator import SealEvaluator
 from secureattn.backends.ckks.keys import KeyOwner
 from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.processes import Pool
-from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack
+from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack, unpack
 from secureattn.errors import EngineError, InputError
 from secureattn.events import Event, Recorder
 from secureattn.ledger import Ledger
@@ -27,7 +27,7 @@ from secureattn.nn.encoder import Encoder
 from secureattn.plan import CkksPlan, Plan
 from secureattn.plan.choice import widest
 from secureattn.runs.inspection import RESULT, WARNING, Inspector
-from secureattn.runs.result import Array, Progress, Run
+from secureattn.runs.result import Array, Progress, Run, without_padding
 
 
 class Client:
@@ -66,7 +66,9 @@ class Client:
         self._pool.close()
 
     def decrypt(self, blobs: Sequence[bytes], samples: int) -> Array:
-        """Ciphertexts of class scores → ``[B,C]``, flooded where the protocol says they will be shared."""
+        """Ciphertexts of class scores → ``[B,C]``, of a next token's ``[B,S,C]``; flooded where the protocol says they
+        will be shared.
+        """
         scores = self._scores(blobs, samples)
         return self.layout.flooding.published(scores) if self.layout.flooding else scores
 
@@ -75,11 +77,15 @@ class Client:
         return fresh
 
     def _scores(self, blobs: Sequence[bytes], samples: int) -> Array:
-        """``tokens`` classes in each, or all in one."""
+        """``tokens`` classes in each, all in one, or, of scores at every token, one."""
         if self.layout.dense:
             slots = [self.owner.decrypt(blob) for blob in blobs]
             return dense_unpack(slots, (samples, 1, self.plan.config.classes), self.layout.dense)[:, 0]
-        tokens, classes = self.layout.tokens, self.plan.config.classes
+        tokens, config = self.layout.tokens, self.plan.config
+        if config.output == "next":
+            slots = [self.owner.decrypt(blob) for blob in blobs]
+            return unpack(slots, (samples, config.tokens, config.classes), self.layout.capacity)
+        classes = config.classes
         counts = [min(tokens, classes - i) for i in range(0, classes, tokens)]
         scores = [
             self.owner.decrypt_interleaved(blob, count, tokens) for blob, count in zip(blobs, counts, strict=True)
@@ -104,13 +110,17 @@ class Server:
             costs=plan.costs,
         )
         self.backend = _backend(self.plan, self.config, self.machine)
-        self.network = Encoder(plan.folded(), self.backend)
+        self.network = Encoder(plan.folded(), self.backend, blocks=self.plan.blocks)
         if isinstance(self.backend, DenseBackend):
             shape = (min(plan.samples, self.plan.capacity), self.config.tokens, self.config.features)
             self.backend.prepare(lambda x: cast(DenseTensor, self.network(x)), shape)
 
-    def evaluate(self, blobs: Sequence[bytes], samples: int, refresh: Answer) -> list[bytes]:
-        """Encrypted queries → encrypted class scores; ``refresh`` reaches the key owner."""
+    def evaluate(
+        self, blobs: Sequence[bytes], samples: int, refresh: Answer, lengths: Sequence[int] | None = None
+    ) -> list[bytes]:
+        """Encrypted queries → encrypted class scores; ``refresh`` reaches the key owner. ``lengths``: tokens of each
+        query where they differ, which the evaluator sees.
+        """
         device: Any = self.machine.device
         if len(blobs) != len(self.plan.input_levels):
             raise InputError(f"a query has {len(self.plan.input_levels)} ciphertexts, not {len(blobs)}")
@@ -121,7 +131,7 @@ class Server:
         self.backend.refresher = MaskedRefresh(self.machine, refresh)
 
         def results() -> list[bytes]:
-            output: Any = self.network(self.backend.tensor(ciphers, shape)).observe(RESULT)
+            output: Any = self.network(self.backend.tensor(ciphers, shape), lengths).observe(RESULT)
             finished = self.backend.results(output)
             with self.machine.recorder.op("save"):
                 return [device.save_result(cipher.data) for cipher in finished] if self.machine.leads else []
@@ -150,8 +160,6 @@ def run(plan: Plan, inputs: Batch, progress: Progress, trace: bool, *, errors: b
     layout = plan.ckks
     if layout is None:
         raise EngineError("the plan has no CKKS part")
-    if inputs.lengths is not None:
-        raise InputError("under CKKS all inputs of a run have the same number of tokens; run each length by itself")
     values = plan.model.entering(plan.config, inputs)
     recorder = Recorder(trace=trace, listener=_Meter(layout, progress))
     with recorder.phase("keys"):
@@ -163,13 +171,14 @@ def run(plan: Plan, inputs: Batch, progress: Progress, trace: bool, *, errors: b
         inspector = Inspector(plan, client.owner, server.machine.device, recorder)
         server.backend.observers += [inspector] * errors
         outputs = []
-        for i in range(layout.batches):
-            batch = values[i * layout.capacity : (i + 1) * layout.capacity]
+        for rows in plan.batches:
             if errors:
-                inspector.expect(batch)
-            outputs.append(_run_batch(client, server, batch, recorder))
+                inspector.expect(values[rows], plan.lengths_of(rows))
+            outputs.append(_run_batch(client, server, values[rows], plan.lengths_of(rows), recorder))
     ledger = Ledger.of(recorder, name=plan.title, engine="ckks")
-    return Run(np.concatenate(outputs), ledger, warnings=(WARNING,) * errors)
+    return Run(
+        without_padding(plan.shape, np.concatenate(outputs)[: plan.samples]), ledger, warnings=(WARNING,) * errors
+    )
 
 
 def _backend(plan: CkksPlan, config: ModelConfig, machine: Machine) -> CkksBackend | DenseBackend:
@@ -202,13 +211,15 @@ class _Meter:
         self._progress(f"evaluating {event.region}", round(100 * self._done / self._whole), 100)
 
 
-def _run_batch(client: Client, server: Server, batch: Array, recorder: Recorder) -> Array:
+def _run_batch(
+    client: Client, server: Server, batch: Array, lengths: Sequence[int] | None, recorder: Recorder
+) -> Array:
     with recorder.phase("encrypt"), recorder.op("encrypt"):
         blobs = client.encrypt(batch)
         recorder.primitive("encryptions", times=len(blobs))
         recorder.primitive("bytes_sent", times=sum(map(len, blobs)))
     with recorder.phase("online"):
-        results = server.evaluate(blobs, len(batch), client.refresh)
+        results = server.evaluate(blobs, len(batch), client.refresh, lengths)
     with recorder.phase("decrypt"), recorder.op("decrypt"):
         recorder.primitive("decryptions", times=len(results))
         recorder.primitive("bytes_sent", times=sum(map(len, results)))

@@ -18,9 +18,7 @@ import torch
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.launch import run_parties
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
-from secureattn.backends.crypten.shapes import ShapesOnly
 from secureattn.backends.plaintext import PlaintextBackend
-from secureattn.backends.symbolic import SymbolicMpc
 from secureattn.errors import CapabilityError, InputError
 from secureattn.events import Recorder
 from secureattn.ledger import Ledger, Party
@@ -31,12 +29,13 @@ from secureattn.nn.encoder import Cache
 from secureattn.nn.fold import fold
 from secureattn.nn.model import Model
 from secureattn.plan import Plan, party_name
+from secureattn.plan.generation import DECODE, PREFILL, symbolic
 from secureattn.plan.mpc import entered, largest
 from secureattn.protocol import Protocol, exact_realisations, fitted
 from secureattn.runs import plaintext
 from secureattn.runs.result import Array, Progress
 
-PREFILL, DECODE = "prefill", "decode"
+__all__ = ["Generated", "clear", "generate", "party", "planned", "symbolic"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ def generate(
     Raises InputError for prompts it cannot go on from, CapabilityError for an engine that cannot.
     """
     engine, tell, choose = plan.protocol.engine, progress or (lambda *_: None), choice or Choice()
+    plan.model.check_runs()
     _check(plan, prompt, new)
     if engine == "plaintext":
         return clear(plan, prompt, new, choose)
@@ -149,37 +149,13 @@ def party(backend: MpcBackend, argument: Any) -> Any:
     return made if rank == CLIENT else None
 
 
-def symbolic(plan: Plan, rank: int, shape: Shape, new: int) -> SymbolicMpc:
-    """One party's generation on shapes alone; ``asked``, step by step, is what the dealer will be asked for."""
-    backend = SymbolicMpc(plan.protocol.mpc, rank, ahead=True)
-    with ShapesOnly():
-        _run_symbolic(plan, backend, shape, new)
-    return backend
-
-
-def _run_symbolic(plan: Plan, backend: SymbolicMpc, shape: Shape, new: int) -> None:
-    recorder = backend.recorder
-    with recorder.phase("setup"):
-        network, cache = Decoder(plan.folded(weights=False), backend), Cache()
-    for i in range(new):
-        with backend.region(DECODE if i else PREFILL):
-            with recorder.phase("encrypt"):
-                x = entered(backend, plan.config, Shape(shape.samples, 1 if i else shape.tokens))
-            with recorder.phase("online"):
-                scores = network.step(x, cache)
-            with recorder.phase("decrypt"):
-                backend.reveal(scores)
-            with recorder.phase("offline"):
-                backend.end_part()
-
-
 def planned(model: Model, protocol: Protocol, shape: Shape, new: int) -> Plan:
     """What a generation needs of a plan: realisations, and a config for as many tokens as there will be.
 
     Raises a ProtocolError for what cannot be served, a PlanError for values beyond the declared range of shares.
     """
     served = fitted(protocol, model)
-    plan = Plan(model, served, shape.samples, served.realisations(model), tokens=shape.tokens + new - 1)
+    plan = Plan(model, served, shape.samples, served.realisations(model), tokens=shape.tokens + new - 1, new=new)
     if served.engine == "crypten":
         largest(plan)
     return plan

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ class Inspector:
         self._recorder = recorder
         self._clear: dict[str, deque[Array]] = {}
 
-    def expect(self, inputs: Array) -> None:
+    def expect(self, inputs: Array, lengths: Sequence[int] | None = None) -> None:
         """Run the same program in the clear, on the inputs that are encrypted next."""
-        self._clear = clear_values(self._plan, inputs)
+        self._clear = clear_values(self._plan, inputs, lengths)
 
     def __call__(self, site: str, x: Any) -> None:
         """See an encrypted value: ``x`` at ``region/site``."""
@@ -67,13 +68,14 @@ class Inspector:
         return float(np.nanmax(np.abs(self._owner.decrypt(blob) - expected_slots(x, part, value)), initial=0.0))
 
 
-def clear_values(plan: Plan, inputs: Array) -> dict[str, deque[Array]]:
+def clear_values(plan: Plan, inputs: Array, lengths: Sequence[int] | None = None) -> dict[str, deque[Array]]:
     """What a clear run of the plan's program shows: site → its values ``[B,…]``, in order."""
     seen: dict[str, deque[Array]] = defaultdict(deque)
     backend = PlaintextBackend()
     backend.observers.append(lambda site, value: seen[site].append(value.numpy()))
     with torch.no_grad():
-        backend.observe(RESULT, Encoder(plan.folded(), backend)(backend.input(inputs)))
+        network = Encoder(plan.folded(), backend, blocks=plan.ckks.blocks if plan.ckks else 1)
+        backend.observe(RESULT, network(backend.input(inputs), lengths))
     return seen
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secureattn.ledger import Ledger, Party
+from secureattn.nn.batch import Shape
 from secureattn.plan import Plan
 
 Array = npt.NDArray[np.float64]
@@ -52,7 +53,11 @@ def in_order(plan: Plan, outputs: Sequence[Any]) -> Array:
         return found[order]
     shape = plan.shape
     padded = [np.pad(x, ((0, 0), (0, shape.tokens - x.shape[1]), (0, 0)), constant_values=np.nan) for x in outputs]
-    scores: Array = np.concatenate(padded)[order]
-    if shape.lengths is not None:
-        scores[np.arange(shape.tokens) >= np.array(shape.lengths)[:, None]] = np.nan
-    return scores
+    return without_padding(shape, np.concatenate(padded)[order])
+
+
+def without_padding(shape: Shape, outputs: Array) -> Array:
+    """Outputs ``[N,C]`` as they are, or scores at every token ``[N,S,V]`` with NaN behind an input's last token."""
+    if outputs.ndim == 3 and shape.lengths is not None:
+        outputs[np.arange(shape.tokens) >= np.array(shape.lengths)[:, None]] = np.nan
+    return outputs

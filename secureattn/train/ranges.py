@@ -20,7 +20,7 @@ from secureattn.nn.config import ModelConfig
 from secureattn.nn.embedding import all_squares
 from secureattn.nn.ranges import Ranges, widened
 from secureattn.train.forward import Array, Pass, Tensors, forward, tensors, true_functions
-from secureattn.train.targets import floor_of, spread_of
+from secureattn.train.targets import floor_of
 
 CALIBRATED = (15, 31, 63, 127, 255)
 """Degrees of what serves every site when refresh bounds are measured; folding depends on the domain alone."""
@@ -121,7 +121,7 @@ def forms(config: ModelConfig) -> Iterator[ModelConfig]:
 def domain_of(config: ModelConfig, site: str, observed: Interval, margin: float) -> Interval:
     """The domain that what serves a site must cover, from where its values lay."""
     low, high = widened(config.sites()[site], observed, margin, floor_of(config, site))
-    below, above = spread_of(config, site)
+    below, above = config.spread().get(site, (1.0, 1.0))
     low, high = below * low, above * high
     if high - low > 1e-9 * max(abs(low), abs(high), 1e-9):
         return low, high

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 
 from secureattn.approx import FUNCTIONS, Interval
-from secureattn.approx.attention import Attention
 from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
 from secureattn.train.forward import Array, Tensors, forward, tensors, true_functions
@@ -65,21 +64,10 @@ def floor_of(config: ModelConfig, site: str) -> float:
     """The lower end no value can pass: ε for a variance, what the attention variant states for its sites."""
     if site.endswith("/norm"):
         return config.norm_epsilon
-    variant = _variant_of(config, site)
-    floor = variant.floors.get(last_part(site)) if variant else None
+    layer = re.match(r"layer\.(\d+)/", site)
+    floor = config.variant_of(int(layer[1])).floors.get(last_part(site)) if layer else None
     least = 1 if config.variable or config.causal else config.tokens
     return floor(config.attention_epsilon, config.tokens, least) if floor else 0.0
-
-
-def spread_of(config: ModelConfig, site: str) -> tuple[float, float]:
-    """By which factors the ends of its domain may move, as other sites err by what the variant bears."""
-    variant = _variant_of(config, site)
-    return variant.spread.get(last_part(site), (1.0, 1.0)) if variant else (1.0, 1.0)
-
-
-def _variant_of(config: ModelConfig, site: str) -> Attention | None:
-    layer = re.match(r"layer\.(\d+)/attention/", site)
-    return config.variant_of(int(layer[1])) if layer else None
 
 
 def _default(config: ModelConfig, site: str, function: str, seen: Tensors) -> Interval:

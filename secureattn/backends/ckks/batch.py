@@ -73,14 +73,14 @@ class BatchTensor(CipherTensor):
         return self._by_column(lambda a, column: self._plus_column(self.machine.lowered(a), column), value)
 
     def _plus_column(self, a: Cipher, column: npt.NDArray[np.float64]) -> Cipher:
-        """One number for each token, or for all."""
-        if np.ptp(column) == 0:
+        """One number for each slot, for each token, or for all."""
+        if self.backend.constant(column):
             return self.machine.add_public(a, float(column[0])) if column[0] else a
         return self.machine.add_public(a, self.backend.token_slots(column))
 
     def _times(self, value: Public) -> Parts:
         def times(a: Cipher, column: npt.NDArray[np.float64]) -> Cipher:
-            if np.ptp(column) == 0:
+            if self.backend.constant(column):
                 factor = float(column[0])
                 return self.machine.times_constant(self.machine.lowered(a, 0 if factor.is_integer() else 1), factor)
             return self.machine.times_vector(self.machine.lowered(a, 1), self.backend.token_slots(column))
@@ -93,7 +93,7 @@ class BatchTensor(CipherTensor):
         places = list(np.ndindex(*self.parts.shape))
 
         def alike(at: tuple[int, ...]) -> object:
-            constant = float(columns[at][0]) if np.ptp(columns[at]) == 0 else None
+            constant = float(columns[at][0]) if self.backend.constant(columns[at]) else None
             kind = constant if constant is None or constant in (0, 2) else constant.is_integer()
             return id(self.parts[at]), kind
 
@@ -188,6 +188,13 @@ class BatchTensor(CipherTensor):
 
                 return self._made(self._layout(self._map(at_every_token), (self.shape[0], 1, self.shape[2])))
         raise InputError(f"the batch layout cannot take {index} of axis {axis} of {list(self.shape)}")
+
+    def join(self, others: Sequence[Self], axis: int) -> Self:
+        """Features behind features, which takes nothing; tokens share ciphertexts and are not joined."""
+        if axis % len(self.shape) != len(self.shape) - 1 or self.diagonals:
+            return super().join(others, axis)
+        parts = np.concatenate([x.parts for x in (self, *others)], axis=1)
+        return self._layout(parts, (*self.shape[:-1], parts.shape[1]))
 
     # ---- attention ------------------------------------------------------------------------------------------
 

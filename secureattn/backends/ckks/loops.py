@@ -122,7 +122,8 @@ class Loops:
         numbered = list(enumerate(items))
         if self.demand is None:
             return self._shared(loop, run, numbered)
-        before, results = self.recorder.modelled_s, run(numbered)
+        before = self._before()
+        results = run(numbered)
         self._model_sharing(loop, before, results)
         # What is taken apart later is mostly a half or a third, so parts may differ by twelfths.
         keys = [(i * 12 // len(results), r.level, r.scale) for i, r in enumerate(results)]
@@ -160,7 +161,7 @@ class Loops:
         self, loop: Path, keys: Sequence[object], unit: Callable[[int], Cipher], exchanges: int
     ) -> list[Cipher]:
         """A loop on no data: one unit of each class, counted as often as there are such."""
-        before, sharing = self.recorder.modelled_s, self._sharing
+        before, sharing = self._before(), self._sharing
         self._sharing = True
         times: dict[object, int] = {}
         for key in keys:
@@ -206,12 +207,20 @@ class Loops:
                 made[key].data.again()
         return [made[key] for key in keys]
 
-    def _model_sharing(self, loop: Path, before: float, results: Sequence[Cipher], exchanges: int = 1) -> None:
+    def _before(self) -> tuple[float, dict[int, int]]:
+        """What a plan has spent, and held in every process, as a loop begins."""
+        assert self.pools is not None
+        return self.recorder.modelled_s, {} if self._sharing else dict(self.pools.most_own)
+
+    def _model_sharing(
+        self, loop: Path, before: tuple[float, dict[int, int]], results: Sequence[Cipher], exchanges: int = 1
+    ) -> None:
         """Share a loop where the seconds of the largest share and of putting it where all see it are less."""
         workers = min(self.workers, len(results))
         if workers < 2 or self._sharing:
             return
-        alone = self.recorder.modelled_s - before
+        started, held = before
+        alone = self.recorder.modelled_s - started
         share = math.ceil(len(results) / workers) / len(results)
         made = sum(c.size * (c.level + 1) for c in results) * 2 * self.slots
         assert self.worth is not None
@@ -219,7 +228,8 @@ class Loops:
         seconds = self.costs.sharing_s(share * alone, workers, round(share * made), exchanges)
         if seconds < alone:
             self.worth.add(loop)
-            self.recorder.rewind(before + seconds)
+            self.recorder.rewind(started + seconds)
+            self.pools.share((c.data for c in results), held)
             self.pools.worker = max(self.pools.worker, round(share * 8 * made))
 
     # ---- processes ------------------------------------------------------------------------------------------

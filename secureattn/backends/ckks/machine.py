@@ -159,7 +159,30 @@ class Machine(Counting):
         """
         if level is None:
             level = self.begin_at(min(min(a.level, b.level) for a, b in pairs), "a product")
-        return self._total(self.multiply(a, b, level) for a, b in self._matched_pairs(pairs, level))
+        matched = self._matched_pairs(pairs, level)
+        if isinstance(self.device, NullDevice):
+            return self._planned_products(matched, level)
+        return self._total(self.multiply(a, b, level) for a, b in matched)
+
+    def _planned_products(self, pairs: Sequence[tuple[Cipher, Cipher]], level: int) -> Cipher:
+        """What multiplying and adding up count and hold, all pairs at once: the most frequent step of a plan."""
+        squares = 0
+        for a, b in pairs:
+            squares += a is b
+            self.uses(a, level)
+            self.uses(b, level)
+        products = len(pairs) - squares
+        if products:
+            self.count("ct_products", level, products)
+        if squares:
+            self.count("ct_products", level, squares, seconds=self.modelled("squares", level, squares))
+        total = self.made(level, pairs[0][0].scale * pairs[0][1].scale, 3)
+        if len(pairs) > 1:
+            self.made(level, total.scale, 3)  # held for a moment, beside the sum
+            self.count(
+                "additions", level, len(pairs) - 1, seconds=1.5 * self.modelled("additions", level, len(pairs) - 1)
+            )
+        return total
 
     def _matched_pairs(self, pairs: Sequence[tuple[Cipher, Cipher]], level: int) -> list[tuple[Cipher, Cipher]]:
         """Pairs whose products have one scale: an operand from a higher level lands on the scale that makes it so."""
@@ -190,6 +213,8 @@ class Machine(Counting):
         """a times a number: whole numbers cost no level, others one."""
         if value == 0:
             return self.add(a, self.negate(a))
+        if value == 1:
+            return a
         self._reads(a)
         if float(value).is_integer():
             if value == 2:

@@ -87,6 +87,10 @@ class MpcBackend:
     def observe(self, site: str, x: Tensor) -> None:
         """Nothing: no party can see a shared value."""
 
+    def encoded(self, values: npt.NDArray[np.float64], places: int, what: str) -> torch.Tensor:
+        """Public numbers as ring elements."""
+        return self.runtime.constant(encoding.encode(values, places, what))
+
     def shared(self, array: Any, owner: int, places: int, what: str) -> torch.Tensor:
         """This party's share of numbers that ``owner`` holds. No message."""
         if self.runtime.rank == owner:

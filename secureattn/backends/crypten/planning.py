@@ -44,6 +44,7 @@ class NullRuntime(Runtime):
     def __init__(self, parameters: MpcParameters | None = None, rank: int = 0, *, ahead: bool = False) -> None:
         super().__init__(parameters or MpcParameters(), rank)
         self.asked: list[Asked] = []
+        self.largest = 0  # elements of what is opened, multiplied or turned back
         self._as_one = ahead
         self._quiet = False
 
@@ -81,6 +82,9 @@ class NullRuntime(Runtime):
             return
         super().count(name, times, UNIT_S[name] * times)
 
+    def _worked_on(self, elements: int) -> None:
+        self.largest = max(self.largest, elements)
+
     def from_first(self, values: torch.Tensor) -> torch.Tensor:
         self.count("rounds", 1)
         self.count("bytes_sent", 0 if self.rank else 8 * values.numel() * (self.parameters.parties - 1))
@@ -90,12 +94,14 @@ class NullRuntime(Runtime):
         self.count("rounds", 1)
         self.count("openings", flat.numel())
         self.count("bytes_sent", 8 * flat.numel() if self.rank else 0)
+        self._worked_on(flat.numel())
         return None if self.rank else flat
 
     def exchange(self, flat: torch.Tensor, *, xor: bool = False) -> torch.Tensor:
         self.count("rounds", 1)
         self.count("openings", flat.numel())
         self.count("bytes_sent", flat.numel() * flat.element_size() * (self.parameters.parties - 1))
+        self._worked_on(flat.numel())
         return flat
 
     def _dealt(self, requests: Sequence[Request]) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -107,6 +113,7 @@ class NullRuntime(Runtime):
     def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         product = torch.matmul(x, y)
         self.count("macs", product.numel() * x.shape[-1])
+        self._worked_on(product.numel())
         return product
 
     def turned_back(

@@ -1,8 +1,8 @@
 """Shapes of elementwise operations without torch's own rules for meta tensors.
 
 Those are written in Python, a tenth of a millisecond each, and the first of them imports torch's compiler, a second or
-two. A plan makes thousands of such operations on shapes alone. What is not listed here goes torch's way and takes its
-time.
+two. A plan makes thousands of such operations on shapes alone, on ring elements as it runs and on real numbers as it
+folds weights. What is not listed here goes torch's way and takes its time.
 """
 
 from __future__ import annotations
@@ -56,6 +56,36 @@ def _in_place(a: torch.Tensor, *_: Any) -> torch.Tensor:
     return a
 
 
+def _quotient(a: torch.Tensor, b: Any) -> torch.Tensor:
+    kind = torch.result_type(a, b)
+    kind = kind if kind.is_floating_point else torch.get_default_dtype()
+    return torch.empty(_broadcast(a, b), dtype=kind, device="meta")
+
+
+def _mean(a: torch.Tensor, dim: int, keepdim: bool = False) -> torch.Tensor:
+    shape = list(a.shape)
+    shape[dim] = 1
+    if not keepdim:
+        del shape[dim]
+    return torch.empty(shape, dtype=a.dtype, device="meta")
+
+
+def _diagonal_matrix(a: torch.Tensor) -> torch.Tensor:
+    return torch.empty((len(a), len(a)), dtype=a.dtype, device="meta")
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of matrices, or of matrices and a vector."""
+    if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+        raise ValueError(f"shapes {list(a.shape)} and {list(b.shape)} have no matrix product")
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return torch.empty((*batch, a.shape[-2], *b.shape[-1:] * (b.ndim > 1)), dtype=a.dtype, device="meta")
+
+
+def _same(a: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(a)
+
+
 def _joined(parts: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
     shape = list(parts[0].shape)
     shape[dim] = sum(part.shape[dim] for part in parts)
@@ -66,5 +96,12 @@ _RULES: dict[Any, Callable[..., torch.Tensor]] = {
     **{getattr(torch.Tensor, name): _arithmetic for name in _ARITHMETIC},
     **{getattr(torch.Tensor, name): _comparison for name in _COMPARISONS},
     **{getattr(torch.Tensor, name): _in_place for name in _IN_PLACE},
+    torch.add: _arithmetic,
+    torch.Tensor.div: _quotient,
+    torch.Tensor.mean: _mean,
+    torch.sqrt: _same,
+    torch.matmul: _product,
+    torch.Tensor.matmul: _product,
+    torch.diag: _diagonal_matrix,
     torch.cat: _joined,
 }

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from secureattn.backends.crypten import encoding
 from secureattn.backends.crypten.products import fix, matmul_fixed
 from secureattn.backends.crypten.runtime import MODEL_OWNER
 
@@ -80,5 +79,4 @@ class MpcWeight:
                 self._number = fix(self.backend.runtime, self._encoded())
 
     def _encoded(self) -> torch.Tensor:
-        runtime = self.backend.runtime
-        return runtime.constant(encoding.encode(self._values, runtime.parameters.weight_bits, "a weight"))
+        return self.backend.encoded(self._values, self.backend.runtime.parameters.weight_bits, "a weight")

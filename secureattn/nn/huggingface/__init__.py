@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from secureattn.errors import InputError, ProtocolError
 from secureattn.nn import parameters
 from secureattn.nn.config import ModelConfig
-from secureattn.nn.huggingface import bert, gpt2, llama, vit
+from secureattn.nn.huggingface import bert, gpt2, gpt_neox, llama, vit
 from secureattn.nn.huggingface.family import Family, Source
 
 Array = npt.NDArray[np.float64]
 
-FAMILIES: tuple[Family, ...] = (*bert.FAMILIES, *vit.FAMILIES, *gpt2.FAMILIES, *llama.FAMILIES)
+FAMILIES: tuple[Family, ...] = (*bert.FAMILIES, *vit.FAMILIES, *gpt2.FAMILIES, *gpt_neox.FAMILIES, *llama.FAMILIES)
 TOKENIZER = "tokenizer.json"
 
 
@@ -39,10 +39,35 @@ class Converted:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a checkpoint of theirs (its config.json names a ``model_type``)."""
+    return is_settings(folder / "config.json")
+
+
+def is_settings(file: Path) -> bool:
+    """Whether a file is a config.json of theirs."""
     try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
+        return "model_type" in json.loads(file.read_text())
     except (OSError, ValueError, TypeError):
         return False
+
+
+def config_of(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Our config from their config.json alone, for plans, and what its report must say: a class that we do not run is
+    planned as the first of its family that we do. ProtocolError with all that is not supported.
+    """
+    settings, name = _json(file), file.parent.name if file.name == "config.json" else file.stem
+    source = Source(settings, {}, *_pooling(file.parent))
+    family = _family(name, source)
+    notes: tuple[str, ...] = ()
+    if source.architecture not in family.architectures:
+        first = family.architectures[0]
+        notes = (f"planned as {first}, which is run, in the place of {source.architecture}",)
+        source = replace(source, settings={**settings, "architectures": [first]})
+    if wrong := list(family.unsupported(source)):
+        raise ProtocolError(f"checkpoint {name}", wrong)
+    try:
+        return family.config(name, source), notes
+    except KeyError as error:
+        raise ProtocolError(f"checkpoint {name}", [f"setting {error.args[0]!r} is missing"]) from error
 
 
 def read(folder: Path, name: str | None = None, *, tokens: int | None = None) -> Converted:
@@ -51,11 +76,8 @@ def read(folder: Path, name: str | None = None, *, tokens: int | None = None) ->
 
     Raises InputError for files that cannot be read, ProtocolError with all that is not supported.
     """
-    settings = _json(folder / "config.json")
-    modules = _json(folder / "modules.json") if (folder / "modules.json").exists() else None
-    pooling = _json(folder / "1_Pooling" / "config.json") if (folder / "1_Pooling" / "config.json").exists() else None
-    tensors = _tensors(folder)
-    made = convert(name or folder.name, Source(settings, tensors, modules, pooling), tokens)
+    settings, tensors = _json(folder / "config.json"), _tensors(folder)
+    made = convert(name or folder.name, Source(settings, tensors, *_pooling(folder)), tokens)
     tokenizer = folder / TOKENIZER
     return Converted(made.config, made.parameters, tokenizer if tokenizer.exists() else None)
 
@@ -69,14 +91,10 @@ def of_model(model: Any, name: str = "model", *, tokens: int | None = None) -> C
 
 def convert(name: str, source: Source, tokens: int | None = None) -> Converted:
     """Settings and tensors as a config and parameters of ours."""
-    kind, architecture = source.settings.get("model_type"), source.architecture
-    known = {family.model_type: family for family in FAMILIES}
-    if kind not in known:
-        raise ProtocolError(f"checkpoint {name}", [f"model_type {kind!r} is none of {', '.join(sorted(known))}"])
-    family = known[kind]
+    family = _family(name, source)
     wrong = list(family.unsupported(source))
-    if architecture not in family.architectures:
-        wrong.append(f"architecture {architecture!r} is none of {', '.join(family.architectures)}")
+    if source.architecture not in family.architectures:
+        wrong.append(f"architecture {source.architecture!r} is none of {', '.join(family.architectures)}")
     if wrong:
         raise ProtocolError(f"checkpoint {name}", wrong)
     config = family.config(name, source)
@@ -102,10 +120,24 @@ def convert(name: str, source: Source, tokens: int | None = None) -> Converted:
     return Converted(config, made)
 
 
+def _family(name: str, source: Source) -> Family:
+    kind, known = source.settings.get("model_type"), {family.model_type: family for family in FAMILIES}
+    if kind not in known:
+        raise ProtocolError(f"checkpoint {name}", [f"model_type {kind!r} is none of {', '.join(sorted(known))}"])
+    return known[kind]
+
+
 def _left(family: Family, source: Source) -> list[str]:
     """Tensors that nothing of ours was made from and that the family does not say may be left."""
     modules = sorted({key.rsplit(".", 1)[0] for key in source.unused() if not family.may_be_left(key)})
     return [f"module {module} is not supported" for module in modules]
+
+
+def _pooling(folder: Path) -> tuple[Any, Any]:
+    """What sentence-transformers put beside a checkpoint: its modules, and how it pools."""
+    files = (folder / "modules.json", folder / "1_Pooling" / "config.json")
+    modules, pooling = (_json(file) if file.exists() else None for file in files)
+    return modules, pooling
 
 
 def _json(path: Path) -> Any:

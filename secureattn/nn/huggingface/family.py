@@ -60,12 +60,18 @@ class Source:
         return self.tensors[found]
 
     def has(self, name: str) -> bool:
-        """Whether a tensor is there."""
-        return name in self.tensors
+        """Whether a tensor is there; of settings alone, without tensors, what their class has is taken to be."""
+        return not self.tensors or name in self.tensors
 
     def unused(self) -> set[str]:
         """Names of tensors nobody asked for."""
         return set(self.tensors) - self._used
+
+
+def rotation(source: Source) -> dict[str, Any]:
+    """Settings of rotary positions, from where transformers 5 or earlier ones keep them."""
+    old = {"rope_theta": source.settings["rope_theta"]} if "rope_theta" in source.settings else {}
+    return {**old, **(source.settings.get("rope_scaling") or {}), **(source.settings.get("rope_parameters") or {})}
 
 
 class Family(ABC):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from secureattn.nn.config import ModelConfig
-from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source, kind_of
+from secureattn.nn.huggingface.family import ACTIVATIONS, Array, Family, Source, kind_of, rotation
 from secureattn.nn.parameters import shapes
 
 _PARTS = {
@@ -35,11 +35,11 @@ class Llama(Family):
 
     def unsupported(self, source: Source) -> Iterator[str]:
         yield from super().unsupported(source)
-        rotation = _rotation(source)
-        if rotation.get("rope_type", rotation.get("type", "default")) != "default":
-            yield f"rope scaling {rotation} is not supported, plain rotary positions are"
-        if rotation.get("partial_rotary_factor", 1.0) != 1.0:
-            yield f"partial_rotary_factor {rotation['partial_rotary_factor']} is not supported, 1 is"
+        rotary = rotation(source)
+        if rotary.get("rope_type", rotary.get("type", "default")) != "default":
+            yield f"rope scaling {rotary} is not supported, plain rotary positions are"
+        if rotary.get("partial_rotary_factor", 1.0) != 1.0:
+            yield f"partial_rotary_factor {rotary['partial_rotary_factor']} is not supported, 1 is"
 
     def config(self, name: str, source: Source) -> ModelConfig:
         """Our config."""
@@ -65,7 +65,7 @@ class Llama(Family):
             output="next",
             causal=True,
             positions="rotary",
-            rotary_base=float(_rotation(source).get("rope_theta", 10000.0)),
+            rotary_base=float(rotation(source).get("rope_theta", 10000.0)),
             final_norm=True,
             tied=bool(s.get("tie_word_embeddings", False)),
         )
@@ -104,12 +104,6 @@ class Qwen2(Llama):
     model_type = "qwen2"
     architectures = ("Qwen2ForCausalLM",)
     allowed: ClassVar = {**Llama.allowed, "use_sliding_window": (False,)}
-
-
-def _rotation(source: Source) -> dict[str, Any]:
-    """Settings of rotary positions, from where transformers 5 or earlier ones keep them."""
-    old = {"rope_theta": source.settings["rope_theta"]} if "rope_theta" in source.settings else {}
-    return {**old, **(source.settings.get("rope_scaling") or {}), **(source.settings.get("rope_parameters") or {})}
 
 
 FAMILIES = (Llama(), Mistral(), Qwen2())
