@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SEATS = ("owner", "client", "dealer")
+_EVERY_S = 0.05
 
 
 def parties(model: str | Path, protocol: str, inputs: Path, folder: Path) -> dict[str, dict[str, Any]]:
@@ -25,18 +26,32 @@ def parties(model: str | Path, protocol: str, inputs: Path, folder: Path) -> dic
     command += ["--rendezvous", f"127.0.0.1:{port}", "--wait", "300"]
     client = ["--input", str(inputs), "-o", str(folder / "party.npy")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started, running = time.perf_counter(), dict[int, tuple[str, subprocess.Popen[bytes]]]()
+    started, running = time.perf_counter(), dict[str, subprocess.Popen[bytes]]()
     for seat in SEATS:
         more = ["--rank", seat, "--json", str(folder / f"party-{seat}.json"), *(client if seat == "client" else ())]
-        process = subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, env=environment)
-        running[process.pid] = seat, process
-    found: dict[str, dict[str, Any]] = {}
-    for _ in SEATS:
-        pid, status, usage = os.wait4(-1, 0)
-        (seat, process), seconds = running[pid], time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)  # waited for here, for the sake of its usage
-        if status:
-            raise SystemExit(f"the {seat} ended with status {process.returncode}")
-        profile = json.loads((folder / f"party-{seat}.json").read_text())
-        found[seat] = {"seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024, "profile": profile}
-    return found
+        running[seat] = subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, env=environment)
+    peaks, found = dict.fromkeys(SEATS, 0), dict[str, dict[str, Any]]()
+    while running:
+        time.sleep(_EVERY_S)
+        for seat, process in list(running.items()):
+            peaks[seat] = max(peaks[seat], _peak_bytes(process.pid))
+            if process.poll() is None:
+                continue
+            if process.returncode:
+                raise SystemExit(f"the {seat} ended with status {process.returncode}")
+            seconds, profile = time.perf_counter() - started, json.loads((folder / f"party-{seat}.json").read_text())
+            found[seat] = {"seconds": seconds, "peak_bytes": peaks[seat], "profile": profile}
+            del running[seat]
+    return {seat: found[seat] for seat in SEATS}
+
+
+def _peak_bytes(pid: int) -> int:
+    """The most memory a process has had since it was started; what the system says of ended ones counts its parent's.
+
+    0 for one that has ended.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

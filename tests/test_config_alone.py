@@ -24,7 +24,6 @@ from secureattn.nn.model import Model
 from secureattn.plan import Plan, alike
 from secureattn.resources import find, names
 from secureattn.runs import execute
-from secureattn.train.ranges import forms
 
 CONFIGS = [name for name in names("models") if not (find("models", name) / "ranges.json").exists()]
 PARAMETERS = {  # millions, as their papers or cards say
@@ -120,7 +119,7 @@ def test_every_site_has_a_domain_and_every_refresh_point_a_bound(name: str) -> N
     """Those that calibration gives; and intervals of the calibrated models' size."""
     model = load_model(name)
     found = assumed(model.config)
-    for form in forms(model.config):
+    for form in model.config.forms():
         assert form.sites().keys() <= found.domains.keys()
     assert all(low < high for low, high in found.domains.values())
     assert all(0 < bound < np.inf for bound in found.bounds.values())

@@ -78,7 +78,7 @@ def test_matrices_are_masked_one_after_the_other() -> None:
     early, late = (taking_part("party", 1, 0, Held(m, [], 0)).masking for m in ([9, 1], [1, 9]))
     assert late - early == WORD
     assert early == WORD * 36
-    assert dealing(Held([9, 1], [], 0), 2).masking == WORD * 18
+    assert dealing(Held([9, 1], [], 0), 2).masking == WORD * 27
 
 
 def test_more_inputs_than_go_together_take_no_more_memory() -> None:

@@ -20,13 +20,11 @@ Where each comes from:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 import numpy as np
 
 from secureattn.approx import FUNCTIONS, Interval
-from secureattn.approx.attention import realisations
 from secureattn.approx.realisation import on_arrays
 from secureattn.nn.config import ACTIVATIONS, ModelConfig
 from secureattn.nn.ranges import Ranges
@@ -48,23 +46,13 @@ _TRAINED_RATIO = 18.0
 def assumed(config: ModelConfig) -> Ranges:
     """Domains of every site, for every way to compute the model's attention, and bounds of every refresh point."""
     domains: dict[str, Interval] = {}
-    for form in _forms(config):
+    for form in config.forms():
         spread = form.spread()
         for site, function in form.sites().items():
             low, high = _domain(form, site, function)
             below, above = spread.get(site, (1.0, 1.0))
             domains.setdefault(site, (below * low, above * high))
     return Ranges(domains, domains, _bounds(config, domains), 0, MARGIN, assumed=True)
-
-
-def _forms(config: ModelConfig) -> Iterator[ModelConfig]:
-    """The model with its attention's function computed in each of its ways."""
-    if config.by_layer:
-        yield config
-        return
-    for variant in realisations(config.attention).values():
-        if variant.masks or not (config.variable or config.causal):
-            yield replace(config, attention=variant.name)
 
 
 def _domain(config: ModelConfig, site: str, function: str) -> Interval:
@@ -131,7 +119,7 @@ def _bounds(config: ModelConfig, domains: Mapping[str, Interval]) -> dict[str, f
     """
     found: dict[str, float] = {}
     for site, (low, high) in domains.items():
-        function = next(f for form in _forms(config) for s, f in form.sites().items() if s == site)
+        function = next(f for form in config.forms() for s, f in form.sites().items() if s == site)
         values = on_arrays(FUNCTIONS[function].TRUE)(np.linspace(low, high, 257))
         squares = config.width if site.endswith("/norm") and function == "rsqrt" else 1
         found[f"{site}.in"] = squares * max(abs(low), abs(high))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from secureattn.approx.attention import VARIANTS, Attention
+from secureattn.approx.attention import VARIANTS, Attention, realisations
 from secureattn.errors import ProtocolError
 
 ATTENTIONS = tuple(sorted(VARIANTS))
@@ -200,6 +200,15 @@ class ModelConfig:
         after |= {"head/tanh": "tanh"} if self.pooler else {}
         after |= {"head/unit": "rsqrt"} if self.unit else {}
         return {**before, **found, **after}
+
+    def forms(self) -> Iterator[ModelConfig]:
+        """The model with its attention's function computed in each of its ways, its own first."""
+        if self.by_layer:
+            yield self
+            return
+        for variant in realisations(self.attention).values():
+            if variant.masks or not (self.variable or self.causal):
+                yield replace(self, attention=variant.name)
 
     def bears(self) -> dict[str, float]:
         """Sites, by path, that may not err by more than so much, relative, for the domains of others to hold."""

@@ -14,7 +14,8 @@ from secureattn.backends.crypten.material import Request, elements
 _PARTY_BYTES = 345 << 20
 _DEALER_BYTES = 320 << 20
 _MASKING = 4
-_DRAWING = 2  # a mask and its transpose
+_DRAWING = 3  # a mask, its transpose, and the stream of bytes it came from
+_CORRECTING = 2  # of each party's draws, bytes and numbers; of what follows from their sum, it and what is on its way
 _WORKING = 8
 _WORD = 8
 
@@ -70,8 +71,8 @@ def taking_part(name: str, rank: int, weights: int, held: Held) -> PartyMemory:
 
 
 def dealing(held: Held, parties: int) -> PartyMemory:
-    """Of the dealer, who keeps the masks of matrices and makes one correction after the other: every party's draws,
-    what follows from their sum, and the correction before, which is on its way.
+    """Of the dealer, who keeps the masks of matrices and makes one correction after the other: every party's draws as
+    bytes and as numbers, what follows from their sum, and the correction before, which is on its way.
     """
     requests = [one for part in held.asked for one in part]
     made = max((sum(map(elements, (*one.masks, *one.derived))) for one in requests), default=0)
@@ -82,7 +83,7 @@ def dealing(held: Held, parties: int) -> PartyMemory:
         masking=_WORD * _masking(held.matrices, _DRAWING),
         matrices=_WORD * sum(held.matrices),
         dealt=0,
-        working=_WORD * (parties + 1) * made,
+        working=_WORD * _CORRECTING * (parties + 1) * made,
     )
 
 

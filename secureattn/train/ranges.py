@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from secureattn.approx import FUNCTIONS, Interval, Realisation, exact, realise
-from secureattn.approx.attention import realisations
 from secureattn.approx.realisation import on_arrays
 from secureattn.errors import ProtocolError, RangeError, SecureAttnError
 from secureattn.nn.batch import Batch
@@ -48,7 +46,7 @@ def calibrate(
     seen, values, pieces = _Seen(margin), tensors(weights), _pieces(inputs)
     if config.input == "tokens" and config.embed_norm:
         seen.observed["embed/norm"] = all_squares(config, values)
-    ways = list(forms(config))
+    ways = list(config.forms())
     steps = itertools.count(1)
     for form in ways:
         for folded in (False, True):
@@ -106,16 +104,6 @@ def _pieces(inputs: Array | Batch) -> list[Batch]:
     return [
         piece.part(rows) for piece in inputs.by_length() for rows in piece.shape.parts(max(_TOKENS, piece.shape.tokens))
     ]
-
-
-def forms(config: ModelConfig) -> Iterator[ModelConfig]:
-    """The model with its attention's function computed in each of its ways, its own first."""
-    if config.by_layer:
-        yield config
-        return
-    for variant in realisations(config.attention).values():
-        if variant.masks or not (config.variable or config.causal):
-            yield replace(config, attention=variant.name)
 
 
 def domain_of(config: ModelConfig, site: str, observed: Interval, margin: float) -> Interval:

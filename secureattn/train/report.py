@@ -12,7 +12,7 @@ from secureattn.errors import SecureAttnError
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.ranges import Ranges
 from secureattn.train.forward import Array, forward, tensors, true_functions
-from secureattn.train.ranges import domain_of, extremes, forms
+from secureattn.train.ranges import domain_of, extremes
 from secureattn.train.targets import targets_of
 
 ERRORS = (1e-2, 1e-3)
@@ -51,7 +51,7 @@ def report(
     ``targets`` as in a recipe: by the last part of a site's path; defaults elsewhere.
     """
     found: dict[str, SiteRange] = {}
-    for form in forms(config):
+    for form in config.forms():
         wanted = targets_of(form, targets or {}, parameters, inputs)
         with torch.no_grad():
             seen = forward(form, tensors(parameters), true_functions(form), inputs, torch.float64).arguments
@@ -64,7 +64,7 @@ def report(
 
 def report_of(config: ModelConfig, ranges: Ranges) -> list[SiteRange]:
     """Rows for the same sites from calibrated ranges alone."""
-    found = {site: function for form in forms(config) for site, function in form.sites().items()}
+    found = {site: function for form in config.forms() for site, function in form.sites().items()}
     rows = []
     for site, function in found.items():
         observed, domain = ranges.observed[site], ranges.domains[site]
