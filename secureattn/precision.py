@@ -19,8 +19,8 @@ FIT = "fit"
 @dataclass(frozen=True)
 class Precision:
     """``error``: of every function whose realisation is chosen by its error, sites that have one of their own left
-    out; ``fractional_bits``: binary places of
-    numbers on shares, "fit" for as many as the model's range leaves room for. None leaves either as it is.
+    out; ``fractional_bits``: binary places of numbers on shares, "fit" for as many as the model's range leaves room
+    for. None leaves either as it is.
     """
 
     error: float | None = None

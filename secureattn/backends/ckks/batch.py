@@ -94,7 +94,7 @@ class BatchTensor(CipherTensor):
 
         def alike(at: tuple[int, ...]) -> object:
             constant = float(columns[at][0]) if self.backend.constant(columns[at]) else None
-            kind = constant if constant is None or constant in (0, 2) else constant.is_integer()
+            kind = constant if constant is None or constant in (0, 1, 2) else constant.is_integer()
             return id(self.parts[at]), kind
 
         made = self.machine.map(lambda at: f(self.parts[at], columns[at]), places, alike=alike)
