@@ -1,4 +1,4 @@
-"""A run on shares by the command line's own parties: owner, client and dealer as processes, timed and weighed."""
+"""Processes timed and weighed: a command, or a run on shares by the command line's own owner, client and dealer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 SEATS = ("owner", "client", "dealer")
 _EVERY_S = 0.05
+Running = Mapping[str, "subprocess.Popen[bytes]"]
+
+
+def weighed(command: Sequence[str]) -> tuple[float, int]:
+    """Seconds a command took, and bytes at its peak; SystemExit where it fails."""
+    ((_, seconds, peak),) = _ended({command[-1]: subprocess.Popen(command, stdout=subprocess.DEVNULL)})
+    return seconds, peak
 
 
 def parties(model: str | Path, protocol: str, inputs: Path, folder: Path) -> dict[str, dict[str, Any]]:
@@ -26,23 +34,30 @@ def parties(model: str | Path, protocol: str, inputs: Path, folder: Path) -> dic
     command += ["--rendezvous", f"127.0.0.1:{port}", "--wait", "300"]
     client = ["--input", str(inputs), "-o", str(folder / "party.npy")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started, running = time.perf_counter(), dict[str, subprocess.Popen[bytes]]()
+    running = {}
     for seat in SEATS:
         more = ["--rank", seat, "--json", str(folder / f"party-{seat}.json"), *(client if seat == "client" else ())]
         running[seat] = subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, env=environment)
-    peaks, found = dict.fromkeys(SEATS, 0), dict[str, dict[str, Any]]()
+    found = {}
+    for seat, seconds, peak in _ended(running):
+        profile = json.loads((folder / f"party-{seat}.json").read_text())
+        found[seat] = {"seconds": seconds, "peak_bytes": peak, "profile": profile}
+    return {seat: found[seat] for seat in SEATS}
+
+
+def _ended(processes: Running) -> Iterator[tuple[str, float, int]]:
+    """Each as it ends, by name: seconds since now, and its peak."""
+    started, running, peaks = time.perf_counter(), dict(processes), dict.fromkeys(processes, 0)
     while running:
         time.sleep(_EVERY_S)
-        for seat, process in list(running.items()):
-            peaks[seat] = max(peaks[seat], _peak_bytes(process.pid))
+        for name, process in list(running.items()):
+            peaks[name] = max(peaks[name], _peak_bytes(process.pid))
             if process.poll() is None:
                 continue
             if process.returncode:
-                raise SystemExit(f"the {seat} ended with status {process.returncode}")
-            seconds, profile = time.perf_counter() - started, json.loads((folder / f"party-{seat}.json").read_text())
-            found[seat] = {"seconds": seconds, "peak_bytes": peaks[seat], "profile": profile}
-            del running[seat]
-    return {seat: found[seat] for seat in SEATS}
+                raise SystemExit(f"{name} ended with status {process.returncode}")
+            del running[name]
+            yield name, time.perf_counter() - started, peaks[name]
 
 
 def _peak_bytes(pid: int) -> int:

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import functools
 import os
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from typing import Any
 import numpy as np
 import scale_report
 from measuring import Setting, run_all, tell
-from processes import SEATS, parties
+from processes import SEATS, parties, weighed
 from scale_ckks import homomorphic
 
 PROTOCOLS = ("accurate-mpc", "puma")
@@ -82,10 +79,7 @@ def planning(setting: Setting) -> dict[str, Any]:
     """What the largest plan takes itself, in a process of its own."""
     name = "bert-base" if setting.quick else "llama-7b"
     command = [sys.executable, "-m", "secureattn.cli", "plan", name, PROTOCOL, "--tokens", "8"]
-    started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    seconds, peak = weighed(command)
     return {"model": name, "seconds": seconds, "peak_bytes": peak}
 
 

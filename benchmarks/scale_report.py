@@ -284,11 +284,11 @@ def _figures(seconds: Sequence[float], counted: Part, peaks: Sequence[int]) -> s
 def _networks(part: Part) -> list[str]:
     """Seconds on every network, set-up apart."""
     names = [f"{n.name}, {what}" for n in NETWORKS for what in ("online", "with dealer")]
-    rows = [f"| predicted | protocol | {' | '.join(names)} | set-up on PUMA's |", f"|---|---|{'---:|' * 7}"]
+    rows = [f"| predicted | protocol | {' | '.join(names)} | set-up's messages on PUMA's |", f"|---|---|{'---:|' * 7}"]
     for workload, plans in part["workloads"].items():
         for protocol, plan in plans.items():
             times = [on_network(plan, n, phases) for n in NETWORKS for phases in (ONLINE, (*ONLINE, *DEALT))]
-            shown = " | ".join(units.seconds(s) for s in (*times, on_network(plan, PUMA, ("setup",))))
+            shown = " | ".join(units.seconds(s) for s in (*times, plan["messages_s"][PUMA.name]["setup"]))
             rows.append(f"| {workload} | {protocol} | {shown} |")
     words = (
         "PUMA's network has 5 Gbit/s and a round trip of 1 ms, LAN 1 Gbit/s and 0.5 ms, WAN 100 Mbit/s and 40 ms. "

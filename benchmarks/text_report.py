@@ -131,7 +131,9 @@ def text(document: Mapping[str, Any]) -> str:
     """Tables of the parts that are there."""
     from secureattn.ledger.machine import in_words
 
-    parts, found = document["parts"], []
+    parts, found = dict(document["parts"]), []
+    if "ckks" in parts:
+        parts.pop("ckks_layer", None)  # the whole model shows what its layers do
     for name, of in TABLES.items():
         found += of(parts[name]) if name in parts else []
     return "\n".join([*found, f"Measured on {in_words(document['machine'])}."]) + "\n"

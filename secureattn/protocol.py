@@ -304,7 +304,7 @@ def _function_violations(raw: Mapping[str, Any]) -> list[str]:
         wrong += found
         if not found and options["kind"] == "exact" and raw.get("engine") != "plaintext":
             wrong.append(f"functions.{function}: only the plaintext engine can run the true function")
-        if not found and _changes_model(function, options["kind"]):
+        if not found and any(_changes_model(function, options.get(which, "")) for which in ("kind", "beyond")):
             changing.append(function)
     if changing and raw.get("changes_model") is not True:
         wrong.append(f"{', '.join(changing)}: another function than the model's; say changes_model = true")

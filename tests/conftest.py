@@ -2,10 +2,14 @@
 machine change no test.
 """
 
+import importlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
+from helpers import BENCHMARKS
 from hypothesis import settings
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
@@ -16,3 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """A cache folder of the tests' own, for the commands they run as well."""
     cache = getattr(config, "cache", None)
     os.environ["XDG_CACHE_HOME"] = str(cache.mkdir("home")) if cache is not None else tempfile.mkdtemp()
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[Callable[[str], ModuleType]]:
+    """Modules of the benchmarks, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from secureattn.events import Recorder
 from secureattn.tensor import Tensor
 
 Array = npt.NDArray[np.float64]
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def assert_close(actual: Any, expected: Any, max_error: float, reason: str) -> None:

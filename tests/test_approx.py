@@ -413,6 +413,21 @@ def test_every_kind_can_be_realised(function: str, kind: str) -> None:
     assert made.label.startswith(f"{function}({kind}")
 
 
+@pytest.mark.parametrize("function", ["rsqrt", "reciprocal"])
+def test_another_kind_serves_ranges_that_are_too_wide_for_the_first(function: str) -> None:
+    """It is asked for the same error; where neither reaches it, the refusal is that of the second."""
+    options = {"kind": "chebyshev", "error": 2e-3, "beyond": "goldschmidt"}
+    near, far = (realise(function, options, (1 / κ, 1.0)) for κ in (16, 1e5))
+    assert (near.kind, far.kind) == ("chebyshev", "goldschmidt")
+    assert near.error is not None
+    assert far.error is not None
+    assert max(near.error, far.error) <= 2e-3
+    with pytest.raises(RangeError, match=r"reaches .* at degree 127"):
+        realise(function, {"kind": "chebyshev", "error": 2e-3}, (1e-5, 1.0))
+    with pytest.raises(RangeError, match=rf"{function}\(goldschmidt\) needs a positive domain"):
+        realise(function, options, (0.0, 1.0))
+
+
 @pytest.mark.parametrize(
     ("function", "options", "said"),
     [
@@ -443,6 +458,11 @@ def test_every_kind_can_be_realised(function: str, kind: str) -> None:
         ("exp", {"kind": "limit", "squarings": -1}, "squarings must be a whole number of at least 0, not -1"),
         ("reciprocal", {"kind": "goldschmidt", "error": -1e-3}, "error must be a positive number, not -0.001"),
         ("rsqrt", {"kind": "newton", "steps": 1.5}, "steps must be a whole number of at least 0, not 1.5"),
+        ("rsqrt", {"kind": "chebyshev", "degree": 7, "beyond": "goldschmidt"}, "beyond, .* goes with an error"),
+        *(
+            ("rsqrt", {"kind": "chebyshev", "error": 1e-3, "beyond": beyond}, "beyond must be one of fourier, goldsch")
+            for beyond in ("chebyshev", "newton", "maclaurin", ["goldschmidt"], 3)
+        ),
     ],
 )
 def test_a_wrong_description_is_refused(function: str, options: dict[str, Any], said: str) -> None:

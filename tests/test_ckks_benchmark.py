@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import BENCHMARKS
 
 pytest.importorskip("tenseal")
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PHASES = {"keys": 1.0, "encrypt": 0.5, "online": 8.0, "refresh": 2.0, "decrypt": 0.5}
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def modules() -> Iterator[dict[str, ModuleType]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        names = ("ckks", "ckks_report", "ckks_growth", "ckks_runs")
-        yield {name: importlib.import_module(name) for name in names}
+def modules(benchmarks: Callable[[str], ModuleType]) -> dict[str, ModuleType]:
+    return {name: benchmarks(name) for name in ("ckks", "ckks_report", "ckks_growth", "ckks_runs")}
 
 
 def run(model: str = "digits-vit", **changed: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from test_cli import failed, run
 
 from secureattn import load_model, load_protocol, make_plan
 from secureattn.commands import planning
-from secureattn.errors import InputError, ProtocolError
+from secureattn.errors import InputError, PlanError, ProtocolError
 from secureattn.nn.assumed import ASSUMED, assumed
 from secureattn.nn.batch import Shape
 from secureattn.nn.config import ModelConfig
@@ -269,3 +269,26 @@ def test_layers_that_are_alike_are_planned_once(
     assert few.hiding_bits_run is not None
     assert whole.hiding_bits_run is not None
     assert whole.hiding_bits_run - 0.5 < few.hiding_bits_run <= whole.hiding_bits_run  # never more than there are
+
+
+def test_a_stream_that_no_mask_hides_is_refused_before_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of thousands, as decoders have them, in more layers than there are levels."""
+    monkeypatch.setattr(Plan, "folded", lambda *args, **options: pytest.fail("weights were read"))
+    with pytest.raises(PlanError, match=r"layers need their stream refreshed: (\d+) of \1 refresh points .* 3\d bits"):
+        planned(load_model("llama-7b"), "accurate-ckks", 8)
+
+
+def test_values_that_no_mask_hides_are_named_where_levels_run_out(tmp_path: Path) -> None:
+    """A norm over five decades takes Goldschmidt's steps, more than a ring has levels for without a refresh."""
+    config = ModelConfig(
+        name="wide", tokens=4, features=30, width=8, heads=2, hidden=16, layers=1, classes=8, attention="softmax",
+        input="tokens", output="vector",
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(config.to_json())
+    model = load_model(tmp_path)
+    wide = {site: (0.01, 3000.0) if site.endswith("/norm") else ends for site, ends in model.ranges.domains.items()}
+    far = {point: 1e4 * bound for point, bound in model.ranges.bounds.items()}
+    far_model = replace(model, ranges=replace(model.ranges, domains=wide, bounds=far))
+    said = r"levels run out at .*: \d+ of \d+ refresh points would show the key owner too much, such as layer\.0/"
+    with pytest.raises(PlanError, match=said):
+        planned(far_model, "accurate-ckks", 4)

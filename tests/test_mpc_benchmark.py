@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from helpers import BENCHMARKS
 
 
 @pytest.fixture(scope="module")
-def report() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("mpc_report")
+def report(benchmarks: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmarks("mpc_report")
 
 
 def party(**changed: Any) -> dict[str, Any]:

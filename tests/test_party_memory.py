@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,6 @@ from secureattn.plan import Plan
 from secureattn.plan.party_memory import Held, PartyMemory, dealing, taking_part
 from secureattn.protocol import Protocol
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 WORD = 8
 
 
@@ -89,20 +88,13 @@ def test_more_inputs_than_go_together_take_no_more_memory() -> None:
     assert dealt[1] <= 4 * dealt[0] / len(many.parts) * 1.01
 
 
-@pytest.fixture
-def processes() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("processes")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("crypten") is None, reason="CrypTen is not installed")
-def test_processes_take_what_was_predicted(processes: ModuleType, tmp_path: Path) -> None:
+def test_processes_take_what_was_predicted(benchmarks: Callable[[str], ModuleType], tmp_path: Path) -> None:
     """Within a third, most of which is the interpreter's."""
     plan = planned(samples=16, tokens=64)
     np.save(tmp_path / "x.npy", plan.model.samples(16)[0])
-    taken = processes.parties("bytes-gpt2", "accurate-mpc", tmp_path / "x.npy", tmp_path)
+    taken = benchmarks("processes").parties("bytes-gpt2", "accurate-mpc", tmp_path / "x.npy", tmp_path)
     found = memory_of(plan)
     for seat, name in (("owner", "model owner"), ("client", "client"), ("dealer", "dealer")):
         assert 3 / 4 < found[name].total / taken[seat]["peak_bytes"] < 4 / 3, seat

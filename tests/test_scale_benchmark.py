@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import BENCHMARKS
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 README = (BENCHMARKS.parent / "README.md").read_text()
 needs_crypten = pytest.mark.skipif(importlib.util.find_spec("crypten") is None, reason="CrypTen is not installed")
 
 
 @pytest.fixture(scope="module")
-def report() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("scale_report")
+def report(benchmarks: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmarks("scale_report")
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from secureattn.backends.plaintext import PlaintextBackend
 from secureattn.nn.encoder import Encoder
 
 pytest.importorskip("tenseal")
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ONE_OF_EACH_KIND = (
     "scores",
     "output",
@@ -45,14 +43,12 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        peer, program = importlib.import_module("tenseal_peer"), importlib.import_module("tenseal_program")
-        folded, inputs = peer.folded_model()
-        parameters = chain(peer.RING_DEGREE, peer.LEVELS)
-        survey = program.Survey(folded, inputs, peer.LEVELS)
-        yield Bench(peer, program, folded, inputs, survey, peer.Peer(parameters))
+def bench(benchmarks: Callable[[str], ModuleType]) -> Bench:
+    peer, program = benchmarks("tenseal_peer"), benchmarks("tenseal_program")
+    folded, inputs = peer.folded_model()
+    parameters = chain(peer.RING_DEGREE, peer.LEVELS)
+    survey = program.Survey(folded, inputs, peer.LEVELS)
+    return Bench(peer, program, folded, inputs, survey, peer.Peer(parameters))
 
 
 def test_the_program_is_our_model(bench: Bench) -> None:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import BENCHMARKS
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 needs_crypten = pytest.mark.skipif(importlib.util.find_spec("crypten") is None, reason="CrypTen is not installed")
 
 
 @pytest.fixture(scope="module")
-def report() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("text_report")
+def report(benchmarks: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmarks("text_report")
 
 
 @pytest.fixture

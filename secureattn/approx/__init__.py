@@ -36,7 +36,8 @@ def exact(function: str) -> Realisation:
 
 
 def realise(function: str, options: Mapping[str, Any], interval: Interval) -> Realisation:
-    """The realisation ``options["kind"]`` of a function on an interval; the other options are its arguments.
+    """The realisation ``options["kind"]`` of a function on an interval; the other options are its arguments, but for
+    ``beyond``: the kind that serves intervals on which the first misses its ``error``, with the same one.
 
     Raises InputError for an unknown function, kind or option, RangeError when the interval leaves the domain. Fits take
     a tenth of a second: the same realisation is made once a process.
@@ -46,7 +47,14 @@ def realise(function: str, options: Mapping[str, Any], interval: Interval) -> Re
         raise InputError("; ".join(wrong))
     if options["kind"] == "exact":
         return exact(function)
-    return _made(function, (float(interval[0]), float(interval[1])), tuple(sorted(options.items())))
+    ends = float(interval[0]), float(interval[1])
+    asked = {name: value for name, value in options.items() if name != "beyond"}
+    try:
+        return _made(function, ends, tuple(sorted(asked.items())))
+    except RangeError:
+        if "beyond" not in options:
+            raise
+    return _made(function, ends, (("error", options["error"]), ("kind", options["beyond"])))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -84,6 +92,9 @@ def violations(function: str, options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         if name == "kind":
             continue
+        if name == "beyond":
+            found += _beyond(function, options)
+            continue
         if name not in known:
             found.append(f"{function}({kind}): unknown option {name!r}, it takes {', '.join(known) or 'none'}")
             continue
@@ -93,6 +104,17 @@ def violations(function: str, options: Mapping[str, Any]) -> list[str]:
             found.append(f"{function}({kind}): {name} must be {wanted}, not {value!r}")
     found += _sizes(f"{function}({kind})", known, options)
     return found
+
+
+def _beyond(function: str, options: Mapping[str, Any]) -> list[str]:
+    """Another kind takes over by the error that both are asked for."""
+    kind, beyond, kinds = options["kind"], options["beyond"], FUNCTIONS[function].REALISATIONS
+    if "error" not in options:
+        return [f"{function}({kind}): beyond, a kind for wider ranges, goes with an error that both are to reach"]
+    others = [k for k in sorted(kinds) if k != kind and "error" in inspect.signature(kinds[k]).parameters]
+    if beyond not in others:
+        return [f"{function}({kind}): beyond must be one of {', '.join(others) or 'none'}, not {beyond!r}"]
+    return []
 
 
 def _sizes(subject: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> list[str]:

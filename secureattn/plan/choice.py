@@ -205,12 +205,16 @@ def with_refresh(chooser: Chooser, depth: int, ring: int, scale_bits: int, point
     ``enough`` seconds the search is left.
     """
     parameters = chain(ring, min(most_levels(ring, scale_bits), max(depth, 1)), scale_bits)
-    allowed = frozenset(p for p in points if chooser.hiding_bits(parameters, p) >= HIDING_BITS)
+    hidden = {point: chooser.hiding_bits(parameters, point) for point in sorted(points)}
+    allowed = frozenset(point for point, bits in hidden.items() if bits >= HIDING_BITS)
     kinds: dict[str, Points] = {}
     for point in allowed:
         kind = re.sub(r"^layer\.\d+", "layer", point)
         kinds[kind] = kinds.get(kind, frozenset()) | {point}
-    whole = chooser.seconds(parameters, allowed)
+    try:
+        whole = chooser.seconds(parameters, allowed)
+    except OutOfLevels as error:
+        raise _exposed(error, hidden) if points - allowed else error from None
     if whole > 2 * enough:
         return Refreshed(parameters, allowed, whole)
     few = chooser.deepest()
@@ -219,6 +223,23 @@ def with_refresh(chooser: Chooser, depth: int, ring: int, scale_bits: int, point
         return Refreshed(parameters, found, chooser.seconds(parameters, found))
     found = _searched(chooser, parameters, allowed, kinds)  # scales of other layers met at other levels
     return Refreshed(parameters, found, chooser.seconds(parameters, found))
+
+
+def _exposed(error: OutOfLevels, hidden: Mapping[str, float]) -> PlanError:
+    """Why levels ran out where not all refresh points may be used."""
+    near = error.region.rpartition("/")[0]
+    return PlanError(f"levels run out at {error.region or 'the top level'}: {_shown(hidden, near)}")
+
+
+def _shown(hidden: Mapping[str, float], near: str) -> str:
+    """What refresh points would give away, one of them near a region."""
+    refused = [point for point, bits in hidden.items() if bits < HIDING_BITS]
+    one = next((point for point in refused if point.startswith(f"{near}/")), refused[0])
+    return (
+        f"{len(refused)} of {len(hidden)} refresh points would show the key owner too much, such as {one}, where a "
+        f"mask hides values by {hidden[one]:.0f} bits and {HIDING_BITS} are wanted; choose a model with narrower "
+        "ranges, or train it with a range penalty"
+    )
 
 
 def _searched(chooser: Chooser, parameters: CkksParameters, allowed: Points, kinds: Mapping[str, Points]) -> Points:
@@ -254,6 +275,20 @@ def trimmed(chooser: Chooser, refreshed: Refreshed) -> Symbolic:
 def widest(config: ModelConfig) -> int:
     """The largest width of anything in a model."""
     return max(config.features, config.width, config.hidden, config.classes)
+
+
+def check_stream(draft: Plan) -> None:
+    """PlanError, before any weight is read, where a stream that no norm replaces could be refreshed nowhere and has
+    more layers, each of two linear layers in a row at least, than any chain has levels.
+    """
+    config, ckks = draft.config, draft.protocol.ckks
+    chains = [chain(ring, most_levels(ring, bits), bits) for ring in RINGS for bits in ckks.scales]
+    if config.norm_after or ckks.refresh == "none" or 2 * config.layers <= max(c.levels for c in chains):
+        return
+    bounds = {point: bound for point, bound in draft.model.ranges.bounds.items() if point.endswith("/input")}
+    hidden = {point: max(c.refresh_hiding_bits(bound) for c in chains) for point, bound in bounds.items()}
+    if hidden and max(hidden.values()) < HIDING_BITS:
+        raise PlanError(f"{config.layers} layers need their stream refreshed: {_shown(hidden, 'layer.0/attention')}")
 
 
 def check_bounds(draft: Plan, points: Points) -> None:

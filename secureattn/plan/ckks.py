@@ -22,6 +22,7 @@ from secureattn.plan.choice import (
     Refreshed,
     Symbolic,
     check_bounds,
+    check_stream,
     trimmed,
     with_refresh,
     without_refresh,
@@ -37,6 +38,7 @@ def plan_ckks(draft: Plan, progress: Progress) -> CkksPlan:
     layout and ring holds the program.
     """
     flooding = _flooding(draft)
+    check_stream(draft)
     best: CkksPlan | None = None
     refused: list[PlanError] = []
     predicted: dict[str, float] = {}

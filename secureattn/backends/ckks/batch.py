@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -115,9 +116,10 @@ class BatchTensor(CipherTensor):
             columns = np.broadcast_to(columns, (len(self.parts), len(weight), columns.shape[-1]))
 
             def rows(of: Parts, addends: Columns, outputs: Sequence[int], level: int) -> list[Cipher]:
-                sums = machine.weighted_sums(weight[list(outputs)], of, level, machine.target(level))
-                made = (machine.rescale(sums.pop(0)) for _ in outputs)  # none is held longer than need be
-                return [self._plus_column(a, column) for a, column in zip(made, addends[list(outputs)], strict=True)]
+                some = slice(None) if len(outputs) == len(weight) else list(outputs)
+                sums = deque(machine.weighted_sums(weight[some], of, level, machine.target(level)))
+                made = (machine.rescale(sums.popleft()) for _ in outputs)  # none is held longer than need be
+                return [self._plus_column(a, column) for a, column in zip(made, addends[some], strict=True)]
 
             outputs, what = range(len(weight)), "a linear layer"
             made = [

@@ -82,21 +82,23 @@ class Machine(Counting):
         is modelled to be faster. The results are the same.
         """
         factors = scale / np.array([a.scale for a in inputs])
-        sizes = np.abs(weights * factors)
-        whole = np.floor(sizes)  # halves go away from zero, as SEAL rounds
-        integers = np.copysign(whole + (sizes - whole >= 0.5), weights)
-        used = np.count_nonzero(integers, axis=1)
-        products = int(used.sum())
+        planned = isinstance(self.device, NullDevice)
+        products, simple = _all_used(weights, factors) if planned else None, True
+        if products is None:
+            integers = _rounded(weights * factors)
+            used = np.count_nonzero(integers, axis=1)
+            products = int(used.sum())
+            simple = used.all() and np.abs(integers).max(initial=0) < 2.0**62
+        simple = simple and all(a.size == 2 for a in inputs)
         matrix_s = self._matrix_s(len(weights), len(inputs), level)
         scalar_s = self.modelled("pt_products", level, products) + self.modelled("additions", level, products)
-        simple = all(a.size == 2 for a in inputs) and used.all() and np.abs(integers).max(initial=0) < 2.0**62
         if not simple or scalar_s <= matrix_s:
             return [self.weighted_sum(list(zip(row.tolist(), inputs, strict=True)), level, scale) for row in weights]
         for a in inputs:
             self.uses(a, level)
         self.count("additions", level, products - len(weights), seconds=0.0)
         self.count("pt_products", level, products, seconds=matrix_s)
-        if isinstance(self.device, NullDevice):
+        if planned:
             return [self.made(level, scale) for _ in weights]
         start = time.perf_counter()
         rows = self.device.multiply_matrix(integers.astype(np.int64), [a.data for a in inputs], level, scale)
@@ -313,3 +315,20 @@ class Machine(Counting):
         self._reads(a)
         more = self.modelled("encryptions", a.level) / self.modelled("additions", a.level)
         return self._like(a, self._run("additions", a.level, lambda: self.device.rerandomise(a.data), costs=more))
+
+
+def _rounded(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Whole numbers; halves go away from zero, as SEAL rounds."""
+    sizes = np.abs(x)
+    whole = np.floor(sizes)
+    rounded: npt.NDArray[np.float64] = np.copysign(whole + (sizes - whole >= 0.5), x)
+    return rounded
+
+
+def _all_used(weights: npt.NDArray[np.float64], factors: npt.NDArray[np.float64]) -> int | None:
+    """How many products a matrix takes if none of its numbers rounds to nothing or is too large for BLAS; None where
+    that is not seen from the least and the largest.
+    """
+    sizes = np.abs(weights)
+    least, most = sizes.min(initial=np.inf) * factors.min(), sizes.max(initial=0.0) * factors.max()
+    return weights.size if least >= 0.5 and most < 2.0**62 - 1 else None

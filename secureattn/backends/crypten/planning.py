@@ -21,19 +21,21 @@ UNIT_S = {
     "bytes_sent": 1.4e-9,
     "openings": 6e-9,
     "dealer_requests": 8e-4,
-    "dealer_bytes": 7e-10,
-    "dealer_macs": 1.3e-10,
+    "dealer_bytes": 1.4e-9,
+    "dealer_macs": 2.1e-10,
     "keystream_bytes": 1.4e-9,
     "products": 8e-9,
-    "macs": 1.3e-10,
-    "harmonics": 1.5e-8,
+    "macs": 2.1e-10,
+    "harmonics": 2.7e-8,
     "truncations": 8e-9,
     "comparisons": 5.5e-7,
 }
 """Modelled seconds a primitive: two parties and a dealer sharing two x86-64 cores (AVX-512), torch 2.13, loopback.
 
-Measured on [360,16,64] values and 200 squares of 64. ``keystream_bytes`` holds the dealer's expansion of both keys,
-for which party 0 waits; batched products of small matrices are slower than ``macs`` says, by up to 8 times."""
+Measured on [360,16,64] values and 200 squares of 64; matrices and harmonics in runs of BERT-base and GPT-2, where they
+are most of the work. ``keystream_bytes`` holds the dealer's expansion of both keys, for which party 0 waits; batched
+products of small matrices are slower than ``macs`` says, by up to 8 times. Not modelled: reading a model, and memory
+that is touched for the first time, which on virtual machines takes 0.5 to 4 ns a byte."""
 
 
 class NullRuntime(Runtime):
