@@ -19,7 +19,7 @@ Running = Mapping[str, "subprocess.Popen[bytes]"]
 
 def weighed(command: Sequence[str]) -> tuple[float, int]:
     """Seconds a command took, and bytes at its peak; SystemExit where it fails."""
-    ((_, seconds, peak),) = _ended({command[-1]: subprocess.Popen(command, stdout=subprocess.DEVNULL)})
+    ((_, seconds, peak),) = _ended({" ".join(command): subprocess.Popen(command, stdout=subprocess.DEVNULL)})
     return seconds, peak
 
 
