@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from secureattn import __version__, load_model, load_protocol
 from secureattn.commands import arguments
 from secureattn.commands.arguments import add_generation, amount, positive
+from secureattn.commands.party_arguments import add_certificates, add_party
 from secureattn.errors import InputError, SecureAttnError
 
 if TYPE_CHECKING:
@@ -103,21 +104,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_party(commands: Any) -> None:
     text = "one party of a run on secret shares, or the dealer, here or on a machine of its own"
     party = _command(commands, "party", text, _party)
-    party.add_argument("model", metavar="MODEL", help="all need its config and ranges, the owner alone its weights")
-    party.add_argument("protocol", metavar="PROTOCOL")
-    party.add_argument(
-        "--rank", metavar="R", help="owner (0), client (1), dealer, or a number (default: as torchrun says)"
-    )
-    party.add_argument(
-        "--rendezvous", metavar="HOST:PORT", help="the owner's address, where all meet (default: as torchrun says)"
-    )
-    party.add_argument(
-        "--input", type=Path, metavar="FILE", help="the client's inputs (.npy, .json, .safetensors, .txt)"
-    )
-    party.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the client writes scores (.npy, .json)")
-    party.add_argument("--wait", type=positive, default=60, metavar="S", help="seconds to wait for the others (60)")
+    add_party(party)
     _device(party)
     _json(party)
+    made = "keys and certificates with which the processes of party prove their roles"
+    add_certificates(_command(commands, "certificates", made, _certificates))
 
 
 def _add_approx(commands: Any) -> None:
@@ -326,12 +317,20 @@ def _party(options: Options) -> None:
 
     output.writable(options.json, options.output)
     model, protocol = _named(options)
-    seat = parties.seat_of(protocol, options.rank, options.rendezvous, float(options.wait))
+    links = {"tls": options.tls, "insecure": options.insecure_links}
+    seat = parties.seat_of(protocol, options.rank, options.rendezvous, float(options.wait), **links)
     inputs = parties.inputs_of(model, seat, options.input, options.output)
     runs.require(protocol.engine)
+    _warn(parties.lost(seat))
     outcome = take_part(model, protocol, seat, inputs, device=options.device, tell=_fail)
     parties.write(outcome, protocol, options.output, options.json if inputs is not None or not seat.launched else None)
     parties.show(outcome, protocol, output.stdout())
+
+
+def _certificates(options: Options) -> None:
+    from secureattn.commands import certificates, output
+
+    certificates.make(options, output.stdout())
 
 
 def _fail(text: str) -> None:

@@ -48,7 +48,18 @@ def without(tmp_path: Path, *modules: str) -> dict[str, str]:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("info", "plan", "compare", "profile", "infer", "generate", "train", "convert", "calibrate"):
+    for command in (
+        "info",
+        "plan",
+        "compare",
+        "profile",
+        "infer",
+        "generate",
+        "train",
+        "convert",
+        "calibrate",
+        "party",
+    ):
         assert command in done.stdout
         assert run(command, "--help").returncode == 0
 

@@ -13,7 +13,7 @@ from secureattn.backends.crypten.meeting import Address
 from secureattn.backends.crypten.runtime import CLIENT
 from secureattn.commands import inference
 from secureattn.commands.output import write_json
-from secureattn.deploy.party import Outcome, Seat, check, names
+from secureattn.deploy.party import PLAIN, Outcome, Seat, check, names
 from secureattn.errors import InputError
 from secureattn.ledger import machine, phase_table, to_json
 from secureattn.nn.batch import Batch
@@ -29,6 +29,9 @@ def seat_of(
     rendezvous: str | None,
     wait_s: float,
     environment: Mapping[str, str] = os.environ,
+    *,
+    tls: Path | None = None,
+    insecure: bool = False,
 ) -> Seat:
     """Rank and address as given, or as torchrun says (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
     text = rank if rank is not None else environment.get("RANK")
@@ -41,12 +44,12 @@ def seat_of(
     launched = rank is None and "WORLD_SIZE" in environment
     check(protocol, chosen, int(environment["WORLD_SIZE"]) if launched else None)
     if rendezvous is not None:
-        return Seat(chosen, Address.parse(rendezvous), wait_s, launched)
+        return Seat(chosen, Address.parse(rendezvous), wait_s, launched, tls, insecure)
     if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
         raise InputError("where do the parties meet? give --rendezvous HOST:PORT, or start them with torchrun")
     address = Address.parse(f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}")
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Seat(chosen, Address(address.host, address.port, launched=agent), wait_s, launched)
+    return Seat(chosen, Address(address.host, address.port, launched=agent), wait_s, launched, tls, insecure)
 
 
 def inputs_of(model: Model, seat: Seat, file: Path | None, output: Path | None) -> Batch | None:
@@ -67,7 +70,17 @@ def show(outcome: Outcome, protocol: Protocol, console: Console) -> None:
     if outcome.ledger is not None:
         console.print(phase_table(outcome.ledger))
     console.print(f"trust: {protocol.trust}")
-    console.print("links between the processes are not encrypted: use a private network or a tunnel")
+    console.print(f"links between the processes: {outcome.links}")
+
+
+def lost(seat: Seat) -> str:
+    """What a run over open links gives up."""
+    if not seat.insecure:
+        return ""
+    return (
+        f"links are {PLAIN} (--insecure-links): who reads all of them can work out inputs and weights, who writes to "
+        "them can pose as a party"
+    )
 
 
 def write(outcome: Outcome, protocol: Protocol, output: Path | None, json_file: Path | None) -> None:
@@ -86,6 +99,7 @@ def _document(outcome: Outcome, protocol: Protocol) -> dict[str, Any]:
         "protocol": protocol.name,
         "samples": outcome.samples,
         "trust": protocol.trust,
+        "links": outcome.links,
         "machine": machine(),
         **(to_json(outcome.ledger) if outcome.ledger is not None else {}),
     }

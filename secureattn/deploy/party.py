@@ -2,8 +2,12 @@
 
 The processes meet at the first party's address, tell each other what they run, and refuse to go on unless it is the
 same. Then each does its part; the model's owner alone reads the weights, the client alone the input and the result.
-A process that dies, hangs or fails ends all others, each with one line that says why. What the parties send each other
-is masked, but the connections are not encrypted and nobody proves who they are: use a private network or a tunnel.
+A process that dies, hangs or fails ends all others, each with one line that says why.
+
+With certificates every connection is TLS 1.3 and both sides prove their role, the meeting place's too unless torchrun
+keeps it. Without, what parties send each other is masked, but whoever reads all links reads the dealer's keys as well
+and can take the masks off, and whoever writes to them can pose as a party: beyond this machine that is refused unless
+asked for. torch.distributed and gloo alone give no encryption, no authentication and no roles.
 """
 
 from __future__ import annotations
@@ -12,16 +16,21 @@ import hashlib
 import json
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from secureattn import __version__
 from secureattn.backends.crypten import dealer
 from secureattn.backends.crypten.backend import MpcBackend
-from secureattn.backends.crypten.meeting import Address, Meeting, Pulse
+from secureattn.backends.crypten.links import LinkLost
+from secureattn.backends.crypten.meeting import Address, Meeting
+from secureattn.backends.crypten.pulse import Pulse
 from secureattn.backends.crypten.ring import device_of
 from secureattn.backends.crypten.runtime import CLIENT
-from secureattn.backends.crypten.transport import LinkLost, Mesh, world_size
+from secureattn.backends.crypten.tls import Identity, role_of
+from secureattn.backends.crypten.transport import Mesh, world_size
 from secureattn.errors import EngineError, InputError, SecureAttnError
 from secureattn.events import Recorder
 from secureattn.ledger import Ledger, Party
@@ -34,6 +43,8 @@ from secureattn.runs.result import Array
 
 WAIT_S = 60.0
 DEALER = "dealer"
+SEALED = "TLS 1.3, both ends by certificate"
+PLAIN = "neither encrypted nor authenticated"
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,10 @@ class Seat:
     address: Address
     wait_s: float = WAIT_S
     launched: bool = False
+    tls: Path | None = None
+    """The folder of this process's certificate (see ``tls``), or one with a folder for each role."""
+    insecure: bool = False
+    """Whether links without TLS may leave this machine."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class Outcome:
     outputs: Array | None
     ledger: Ledger | None
     kind: str = "scores"
+    links: str = PLAIN
 
 
 def names(protocol: Protocol) -> list[str]:
@@ -98,18 +114,40 @@ def take_part(
     protocol.realisations(model)  # what cannot be served is refused before anybody waits
     own = {} if inputs is None else asdict(inputs.shape)
     host, called = _own_address(seat.address), names(protocol)
-    meeting = Meeting(seat.address, seat.rank, called, wait_s=seat.wait_s)
+    identity = None if seat.tls is None else Identity.load(seat.tls, role_of(called[seat.rank]))
+    if identity is None and not seat.insecure and _leaves(seat.address, host):
+        raise InputError(
+            f"links to {seat.address.shown} leave this machine and would be {PLAIN}: anybody on the way could read the "
+            "inputs or pose as a party; give --tls FOLDER (secureattn certificates makes it), or --insecure-links"
+        )
+    meeting = Meeting(seat.address, seat.rank, called, wait_s=seat.wait_s, identity=identity)
+    with meeting:
+        return _met(model, protocol, meeting, host, inputs, own, device, tell)
+
+
+def _met(
+    model: Model,
+    protocol: Protocol,
+    meeting: Meeting,
+    host: str,
+    inputs: Batch | None,
+    own: Mapping[str, Any],
+    device: str,
+    tell: Callable[[str], None],
+) -> Outcome:
+    called = meeting.names[meeting.rank]
+    links = PLAIN if meeting.links.identity is None else SEALED
     try:
-        told = meeting.agree(_facts(model, protocol), own)
+        told = meeting.agree({**_facts(model, protocol), "links": links}, own)
         with Pulse(meeting, tell):
             outcome = _work(model, protocol, meeting, host, _shape(told[CLIENT]), inputs, device)
             meeting.over()
-        return outcome
+        return replace(outcome, links=links)
     except LinkLost as lost:
-        raise EngineError(meeting.cause() or f"{called[seat.rank]}: {lost}") from lost
+        raise EngineError(meeting.cause() or f"{called}: {lost}") from lost
     except BaseException as failure:
         reason = str(failure) if isinstance(failure, SecureAttnError) else f"{type(failure).__name__}: {failure}"
-        meeting.failed(f"{called[seat.rank]} ended: {' '.join(reason.split())}")
+        meeting.failed(f"{called} ended: {' '.join(reason.split())}")
         raise
 
 
@@ -117,9 +155,10 @@ def _work(
     model: Model, protocol: Protocol, meeting: Meeting, host: str, shape: Shape, inputs: Batch | None, device: str
 ) -> Outcome:
     rank, name = meeting.rank, meeting.names[meeting.rank]
-    size, recorder = world_size(protocol.mpc), Recorder()
+    recorder = Recorder()
     with recorder.phase("setup"), recorder.op("connect"):
-        mesh = Mesh.connect(meeting.store, rank=rank, size=size, host=host, wait_s=meeting.wait_s)
+        size, links = len(meeting.names), meeting.links
+        mesh = Mesh.connect(meeting.store, rank=rank, size=size, host=host, wait_s=meeting.wait_s, links=links)
     with mesh:
         if rank == protocol.mpc.parties:
             dealer.serve(protocol.mpc, mesh)
@@ -153,6 +192,12 @@ def _facts(model: Model, protocol: Protocol) -> dict[str, str]:
         what: f"{name} ({hashlib.sha256(text.encode()).hexdigest()[:12]})" for what, (name, text) in described.items()
     }
     return {"secureattn": __version__, **hashes}
+
+
+def _leaves(address: Address, host: str) -> bool:
+    """Whether anything but this machine's loopback is an end of links, by any meaning of a name."""
+    meant = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    return not all(ip_address(end).is_loopback for end in (host, *(where[0] for *_, where in meant)))
 
 
 def _own_address(address: Address) -> str:

@@ -1,8 +1,8 @@
 """The dealer: expands every party's key, works out the correction for the first party, and answers requests.
 
 It learns the kinds and shapes of the requests and nothing else: no share of any input ever reaches it. Security is
-against parties and a dealer that follow the protocol and do not pool what they know. Keys and shares travel
-unencrypted; between machines use a private or encrypted link.
+against parties and a dealer that follow the protocol and do not pool what they know. Keys cross its links to the
+parties: without TLS whoever reads those can draw the masks too.
 """
 
 from __future__ import annotations

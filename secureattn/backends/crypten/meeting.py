@@ -1,33 +1,40 @@
 """Where the processes of a run meet, what they must agree on before anything is sent, and how they watch each other.
 
-A store of torch.distributed holds a few words of each: a file for processes of one machine, or a table that the first
-party serves at an address. Nothing secret is ever in it.
+A table holds a few words of each: the first party keeps it at its address, inside TLS where links have it; processes
+that this library starts itself meet at a file, and torchrun brings a store of its own, by torch.distributed, which
+speaks plain TCP and asks nobody who he is. Nothing secret is in it but the token that keeps strangers from plain links.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed
 
+from secureattn.backends.crypten.links import Links, NobodyThere
+from secureattn.backends.crypten.table import Reached, Table
+from secureattn.backends.crypten.tls import Identity
 from secureattn.errors import EngineError, InputError
 
 BEAT_S = 1.0
 SILENCE_S = 8.0
 """A process that gives no sign of life for so long counts as hung; its peers end."""
 
-_LINGER_S = 3.0  # how long the first party keeps the store for others who still have to read why it goes
+LINGER_S = 3.0
+"""How long the first party keeps the table for others who still have to read why it goes."""
+
 _PREFIX = "secureattn"
 
 dist: Any = torch.distributed
+
+GONE = (RuntimeError, OSError)
+"""What a store that has gone raises: torch's, or ours."""
 
 
 @dataclass(frozen=True)
@@ -52,40 +59,78 @@ class Address:
         """For messages."""
         return self.file or f"{self.host}:{self.port}"
 
-    def store(self, *, serve: bool, wait_s: float) -> Any:
-        """The store there, served by this process or found; EngineError where nobody is within ``wait_s``."""
+    @property
+    def own(self) -> bool:
+        """Whether the first party keeps the table itself, and not torch."""
+        return not self.file and not self.launched
+
+    def store(self, *, wait_s: float) -> Any:
+        """torch's store there; EngineError where nobody serves it within ``wait_s``."""
         if self.file:
             return dist.FileStore(self.file)
-        serve = serve and not self.launched
+        wait = timedelta(seconds=wait_s)
         try:
-            found = dist.TCPStore(
-                self.host,
-                self.port,
-                is_master=serve,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=wait_s),
-            )
+            found = dist.TCPStore(self.host, self.port, is_master=False, wait_for_workers=False, timeout=wait)
         except RuntimeError as failure:
-            if serve:
-                reason = " ".join(str(failure).split())[:200]
-                raise EngineError(f"the first party cannot listen at {self.shown}: {reason}") from failure
-            raise EngineError(
-                f"nobody answers at {self.shown} within {wait_s:g} s; start the first party (--rank 0) there, or wait "
-                "longer with --wait"
-            ) from failure
+            raise EngineError(f"torchrun's store does not answer at {self.shown} within {wait_s:g} s") from failure
         found.set_timeout(timedelta(seconds=SILENCE_S))
         return dist.PrefixStore(_PREFIX, found)
 
 
 class Meeting:
-    """One process among others, by rank; ``names`` says what each is called."""
+    """One process among others, by rank; ``names`` says what each is called. With an ``identity`` all is inside TLS."""
 
-    def __init__(self, address: Address, rank: int, names: Sequence[str], *, wait_s: float) -> None:
+    def __init__(
+        self,
+        address: Address,
+        rank: int,
+        names: Sequence[str],
+        *,
+        wait_s: float,
+        identity: Identity | None = None,
+    ) -> None:
         self.address = address
         self.rank = rank
         self.names = tuple(names)
         self.wait_s = wait_s
-        self.store = address.store(serve=rank == 0, wait_s=wait_s)
+        self.links = Links(rank, self.names, identity)
+        self._table = self._served() if rank == 0 and address.own else None
+        self.store = self.reached(wait_s)
+
+    def _served(self) -> Table:
+        table = Table()
+        try:
+            table.serve((self.address.host, self.address.port), self.links)
+        except OSError as failure:
+            raise EngineError(f"the first party cannot listen at {self.address.shown}: {failure}") from failure
+        return table
+
+    def reached(self, wait_s: float) -> Any:
+        """The table, on a connection of its own; EngineError where nobody keeps it within ``wait_s``."""
+        if self._table is not None:
+            return self._table
+        if not self.address.own:
+            return self.address.store(wait_s=wait_s)
+        try:
+            connection = self.links.call((self.address.host, self.address.port), 0, wait_s=wait_s)
+        except NobodyThere as failure:
+            raise EngineError(
+                f"nobody answers at {self.address.shown} within {wait_s:g} s; start the first party (--rank 0) there, "
+                f"or wait longer with --wait ({failure})"
+            ) from failure
+        return Reached(connection, patience_s=SILENCE_S)
+
+    def close(self) -> None:
+        """Leave; the first party's table is gone then."""
+        for kept in (self._table, self.store):
+            if isinstance(kept, (Table, Reached)):
+                kept.close()
+
+    def __enter__(self) -> Meeting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def agree(self, facts: Mapping[str, str], own: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Tell the others ``facts``, in which all must be equal, and what else they need to know (``own``); what they
@@ -115,10 +160,10 @@ class Meeting:
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Turn torch's errors into one sentence."""
+        """Turn a table that is gone into one sentence."""
         try:
             yield
-        except RuntimeError as failure:
+        except GONE as failure:
             raise EngineError(
                 f"{self.names[0]}, who keeps the meeting place, went from {self.address.shown}"
             ) from failure
@@ -130,20 +175,27 @@ class Meeting:
         while missing := [rank for rank, key in enumerate(keys) if not self.store.check([key])]:
             if time.monotonic() > deadline:
                 who = " and ".join(self.names[rank] for rank in missing)
-                raise EngineError(f"{who} did not come to {self.address.shown} within {self.wait_s:g} s")
+                raise EngineError(
+                    f"{who} did not come to {self.address.shown} within {self.wait_s:g} s{self._strangers()}"
+                )
             time.sleep(0.05)
         return [self.store.get(key) for key in keys]
 
+    def _strangers(self) -> str:
+        """Who came in place of whoever is waited for."""
+        door = None if self._table is None else self._table.door
+        return "".join(f"; {said}" for said in door.refused) if door is not None else ""
+
     def failed(self, message: str) -> None:
         """Leave word for the others of why this process ends."""
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(*GONE):
             self.store.set(f"failed/{self.rank}", message)
             self._linger("over")
 
     def cause(self, *, patience_s: float = 1.0) -> str | None:
         """What another process left word of, if it does within a moment."""
         deadline = time.monotonic() + patience_s
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(*GONE):
             while time.monotonic() < deadline:
                 for rank in range(len(self.names)):
                     if rank != self.rank and self.store.check([f"failed/{rank}"]):
@@ -152,69 +204,17 @@ class Meeting:
         return None
 
     def over(self) -> None:
-        """Say that this process is done; the first party, who may serve the store, waits for the others."""
-        with contextlib.suppress(RuntimeError):
+        """Say that this process is done; the first party, who may keep the table, waits for the others."""
+        with contextlib.suppress(*GONE):
             self.store.set(f"over/{self.rank}", "")
             self._linger("over")
 
     def _linger(self, what: str) -> None:
         if self.rank:
             return
-        deadline = time.monotonic() + _LINGER_S
+        deadline = time.monotonic() + LINGER_S
         while time.monotonic() < deadline:
             if all(self.store.check([f"{what}/{rank}"]) for rank in range(1, len(self.names))):
                 time.sleep(2 * 0.05)  # they still read
                 return
             time.sleep(0.05)
-
-
-class Pulse:
-    """Gives a sign of life every second, over a connection of its own, and ends this process with one line when another
-    has given none for a while: whatever the main thread waits for then would never come.
-
-    One thread asks the store, another sees whether the store answers: who keeps it may be the one that hangs.
-    """
-
-    def __init__(self, meeting: Meeting, tell: Callable[[str], None]) -> None:
-        self._meeting = meeting
-        self._tell = tell
-        self._stop = threading.Event()
-        self._answered = time.monotonic()
-
-    def __enter__(self) -> Pulse:
-        self._answered = time.monotonic()
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-
-    def _beat(self) -> None:
-        meeting = self._meeting
-        others = [rank for rank in range(len(meeting.names)) if rank != meeting.rank]
-        try:
-            store = meeting.address.store(serve=False, wait_s=SILENCE_S)
-            seen = dict.fromkeys(others, (0, time.monotonic()))
-            while not self._stop.wait(BEAT_S):
-                store.add(f"beat/{meeting.rank}", 1)
-                for other, (count, since) in seen.items():
-                    beats, over = store.add(f"beat/{other}", 0), store.check([f"over/{other}"])
-                    self._answered = now = time.monotonic()
-                    if beats != count or over:
-                        seen[other] = (beats, now)
-                    elif now - since > SILENCE_S:
-                        self._end(f"{meeting.names[other]} has given no sign of life for {SILENCE_S:g} s")
-        except (RuntimeError, EngineError):
-            if not self._stop.wait(_LINGER_S):  # the main thread may know more, or be done
-                self._end(f"{meeting.names[0]}, who keeps the meeting place, has gone")
-
-    def _watch(self) -> None:
-        while not self._stop.wait(BEAT_S):
-            if time.monotonic() - self._answered > SILENCE_S + 2 * BEAT_S:
-                self._end(f"{self._meeting.names[0]}, who keeps the meeting place, does not answer")
-
-    def _end(self, message: str) -> None:
-        if not self._stop.is_set():
-            self._tell(message)
-            os._exit(1)

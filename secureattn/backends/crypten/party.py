@@ -22,9 +22,10 @@ import torch
 
 from secureattn.backends.crypten import dealer
 from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.links import LinkLost
 from secureattn.backends.crypten.meeting import BEAT_S, SILENCE_S, Address
 from secureattn.backends.crypten.parameters import MpcParameters
-from secureattn.backends.crypten.transport import LinkLost, Mesh, world_size
+from secureattn.backends.crypten.transport import Mesh, world_size
 from secureattn.errors import InputError, SecureAttnError
 from secureattn.events import Event, Recorder, Span
 
@@ -105,7 +106,7 @@ def resolve(entry: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _work(job: Job, pipe: Connection, waiting: MutableSequence[int]) -> Finished:
-    store = job.address.store(serve=False, wait_s=SILENCE_S)
+    store = job.address.store(wait_s=SILENCE_S)
     recorder = Recorder(trace=job.trace)
     with recorder.phase("setup"), recorder.op("connect"):
         mesh = Mesh.connect(store, rank=job.rank, size=world_size(job.parameters), waiting=waiting)

@@ -1,38 +1,31 @@
-"""The connections of one process: to every other, over TCP.
+"""The connections of one process: to every other, over TCP or TLS over it.
 
-Plain sockets and not torch's gloo, whose messages wait for the receiver to ask for them: that makes every round a whole
-round trip, where here both sides send at once and it takes half of one. Each message is preceded by eight bytes with
-its length, so that processes that are out of step notice; what is counted leaves them out.
+Sockets and not torch's gloo: its messages wait for the receiver to ask for them, which makes every round a whole round
+trip, where here both sides send at once and it takes half of one; and it neither encrypts nor asks who is at the other
+end. Each message is preceded by eight bytes with its length, so that processes that are out of step notice; what is
+counted leaves them out, and TLS's records.
 """
 
 from __future__ import annotations
 
-import secrets
 import select
-import socket
 import struct
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableSequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from secureattn.backends.crypten.joining import Link, join
+from secureattn.backends.crypten.links import LinkLost, Links
 from secureattn.backends.crypten.parameters import MpcParameters
-from secureattn.errors import EngineError
 
 _CHUNK = 1 << 20
 _LENGTH = struct.Struct("!Q")
-_TOKEN_BYTES = 16
-_HELLO = struct.Struct(f"!I{_TOKEN_BYTES}s")
 _MOST_ON_THE_WAY = 1 << 27  # bytes
-
-
-class LinkLost(EngineError):
-    """Another process went away in the middle of an exchange: a consequence, rarely the cause."""
 
 
 class Mesh:
@@ -40,9 +33,7 @@ class Mesh:
     keeps the others waiting.
     """
 
-    def __init__(
-        self, rank: int, connections: dict[int, socket.socket], waiting: MutableSequence[int] | None = None
-    ) -> None:
+    def __init__(self, rank: int, connections: Mapping[int, Link], waiting: MutableSequence[int] | None = None) -> None:
         self.rank = rank
         self._connections = connections
         self._waiting = waiting
@@ -58,40 +49,11 @@ class Mesh:
         host: str = "127.0.0.1",
         wait_s: float = 60.0,
         waiting: MutableSequence[int] | None = None,
+        links: Links | None = None,
     ) -> Mesh:
-        """Connect to all other processes, who meet at ``store`` and are told where this one listens, on ``host``.
-
-        Who calls has to know a number that the first process left there, so that no stranger is taken for a party.
-        """
-        if rank == 0:
-            store.set("token", secrets.token_bytes(_TOKEN_BYTES))
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        connections: dict[int, socket.socket] = {}
-        try:
-            with socket.create_server((host, 0), family=family, backlog=size) as server:
-                store.set(f"at/{rank}", f"{host} {server.getsockname()[1]}")
-                token = _told(store, "token", wait_s)
-                for other in range(rank):
-                    where, port = _told(store, f"at/{other}", wait_s).decode().split()
-                    connections[other] = socket.create_connection((where, int(port)), timeout=wait_s)
-                    connections[other].sendall(_HELLO.pack(rank, token))
-                server.settimeout(wait_s)
-                while len(connections) < size - 1:
-                    caller, _ = server.accept()
-                    caller.settimeout(wait_s)
-                    other, shown = _HELLO.unpack(_exactly(caller, _HELLO.size))
-                    if secrets.compare_digest(shown, token) and rank < other < size and other not in connections:
-                        connections[other] = caller
-                    else:
-                        caller.close()
-        except OSError as failure:
-            for connection in connections.values():
-                connection.close()
-            raise LinkLost(f"the other processes cannot be reached: {failure}") from failure
-        for connection in connections.values():
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setblocking(False)
-        return cls(rank, connections, waiting)
+        """Connect to all other processes, who meet at ``store``; see ``joining.join``. Plain without ``links``."""
+        links = links or Links(rank, [f"process {other}" for other in range(size)])
+        return cls(rank, join(store, links, host=host, wait_s=wait_s), waiting)
 
     def exchange(self, own: torch.Tensor, others: Iterable[int]) -> Iterator[torch.Tensor]:
         """Send a tensor to each of the others, and what each sends meanwhile, of the same shape and type."""
@@ -155,7 +117,7 @@ class Mesh:
         moving: list[_Moving] = [_Leaving(self._connections[other], other, tensor) for other, tensor in sent.items()]
         moving += [_Arriving(self._connections[other], other, tensor) for other, tensor in found.items()]
         while moving := [one for one in moving if not one.advance()]:
-            events: dict[socket.socket, int] = {}
+            events: dict[Link, int] = {}
             for one in moving:
                 events[one.link] = events.get(one.link, 0) | one.event
             poll = select.poll()
@@ -169,7 +131,7 @@ class _Moving(ABC):
 
     event: int
 
-    def __init__(self, link: socket.socket, other: int, tensor: torch.Tensor) -> None:
+    def __init__(self, link: Link, other: int, tensor: torch.Tensor) -> None:
         self.link = link
         self.other = other
         self.size = _size(tensor)
@@ -209,7 +171,7 @@ class _Arriving(_Moving):
     event = select.POLLIN
 
     def step(self, part: memoryview) -> int:
-        count = self.link.recv_into(part)
+        count = self.link.receive(part)
         if not count:
             raise ConnectionResetError(f"process {self.other} has gone")
         return count
@@ -266,27 +228,6 @@ class _Mail:
 def world_size(parameters: MpcParameters) -> int:
     """Processes in all: the parties, and the dealer where it has its own."""
     return parameters.parties + (parameters.dealer == "ttp")
-
-
-def _told(store: Any, key: str, wait_s: float) -> bytes:
-    """What another process leaves under a key."""
-    deadline = time.monotonic() + wait_s
-    while not store.check([key]):
-        if time.monotonic() > deadline:
-            raise LinkLost(f"the other processes did not come within {wait_s:g} s")
-        time.sleep(0.01)
-    found: bytes = store.get(key)
-    return found
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    found = b""
-    while len(found) < count:
-        more = connection.recv(count - len(found))
-        if not more:
-            return bytes(count)
-        found += more
-    return found
 
 
 def _octets(tensor: torch.Tensor) -> memoryview:
