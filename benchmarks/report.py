@@ -61,6 +61,7 @@ def unmeasured(text: str) -> str:
         "text": text_table,
         "scale": scale_table,
         "ckks": ckks_table,
+        "overhead": overhead_table,
     }
     for name, table in tables.items():
         text = replaced(text, name, table())
@@ -130,6 +131,11 @@ def text_table() -> str:
 def scale_table() -> str:
     """What models cost at scale, as it was last planned and measured."""
     return (ROOT / "benchmarks" / "results" / "scale.md").read_text()
+
+
+def overhead_table() -> str:
+    """What recording costs, as it was last measured."""
+    return (ROOT / "benchmarks" / "results" / "overhead.md").read_text()
 
 
 def demo_output() -> str:

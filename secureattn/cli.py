@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secureattn import __version__, load_model, load_protocol
-from secureattn.commands import arguments
+from secureattn.commands import arguments, report_arguments
 from secureattn.commands.arguments import add_generation, amount, positive
 from secureattn.commands.party_arguments import add_certificates, add_party
 from secureattn.errors import InputError, SecureAttnError
@@ -98,7 +98,17 @@ def _parser() -> argparse.ArgumentParser:
     generate = _model_command(commands, "generate", "tokens that follow a prompt, and what one costs", _generate)
     add_generation(generate)
     _add_party(commands)
+    _add_reports(commands)
     return parser
+
+
+def _add_reports(commands: Any) -> None:
+    report = _model_command(commands, "report", report_arguments.REPORT, _report, nargs="?")
+    diff = _command(commands, "diff", report_arguments.DIFF, _diff)
+    trace = _command(commands, "trace", report_arguments.TRACE, _trace)
+    report_arguments.add(report, diff, trace)
+    _networks(report)
+    _json(diff)
 
 
 def _add_party(commands: Any) -> None:
@@ -282,6 +292,24 @@ def _profile(options: Options) -> None:
         output.write_json(options.json, profiling.document(plan, run, networks))
 
 
+def _report(options: Options) -> None:
+    from secureattn.commands import reporting
+
+    reporting.report(options, lambda tell: _sampled(options, tell))
+
+
+def _diff(options: Options) -> None:
+    from secureattn.commands import reporting
+
+    reporting.diff(options)
+
+
+def _trace(options: Options) -> None:
+    from secureattn.commands import reporting
+
+    reporting.join(options)
+
+
 def _infer(options: Options) -> None:
     from secureattn import runs
     from secureattn.commands import comparison, inference, output
@@ -315,15 +343,17 @@ def _party(options: Options) -> None:
     from secureattn.commands import output, parties
     from secureattn.deploy.party import take_part
 
-    output.writable(options.json, options.output)
+    output.writable(options.json, options.output, options.trace)
     model, protocol = _named(options)
     links = {"tls": options.tls, "insecure": options.insecure_links}
     seat = parties.seat_of(protocol, options.rank, options.rendezvous, float(options.wait), **links)
     inputs = parties.inputs_of(model, seat, options.input, options.output)
     runs.require(protocol.engine)
     _warn(parties.lost(seat))
-    outcome = take_part(model, protocol, seat, inputs, device=options.device, tell=_fail)
-    parties.write(outcome, protocol, options.output, options.json if inputs is not None or not seat.launched else None)
+    alone = inputs is not None or not seat.launched  # launched at once, all are told the same files
+    trace = parties.trace_of(options.trace, seat)
+    outcome = take_part(model, protocol, seat, inputs, device=options.device, trace=trace is not None, tell=_fail)
+    parties.write(outcome, protocol, options.output, options.json if alone else None, trace)
     parties.show(outcome, protocol, output.stdout())
 
 

@@ -7,12 +7,19 @@ belongs to no operation stays with the region that encloses it, so self times al
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 PHASES = ("setup", "keys", "encrypt", "offline", "online", "refresh", "decrypt")
 """Phases of a run, in the order they are reported."""
+
+WAIT = "wait"
+"""The operation in which a process does nothing but wait for another."""
+
+ANSWER = "answer"
+"""The operation in which a key owner serves a refresh, while the evaluator waits."""
 
 Spent = tuple[dict[str, int], dict[str, float]]
 """How often each primitive ran, and the seconds each took."""
@@ -51,19 +58,73 @@ class Span:
     duration_s: float
 
 
-class _Frame:
-    __slots__ = ("children_s", "event", "modelled_s", "start")
+class _Operation:
+    """An operation while it is open. A class, as generators would take several times as long to open and close."""
 
-    def __init__(self, event: Event, start: float) -> None:
-        self.event = event
-        self.start = start
+    __slots__ = ("_name", "_recorder", "children_s", "event", "modelled_s", "start")
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder = recorder
+        self._name = name
         self.children_s = 0.0
         self.modelled_s = 0.0
+
+    def __enter__(self) -> Event:
+        recorder = self._recorder
+        key = (recorder.path, self._name, recorder._phase)
+        event = recorder.events.get(key)
+        if event is None:
+            event = recorder.events[key] = Event(*key)
+        self.event = event
+        recorder._stack.append(self)
+        self.start = recorder._now()
+        return event
+
+    def __exit__(self, *_: object) -> None:
+        recorder, event = self._recorder, self.event
+        elapsed = self.modelled_s if recorder.modelled else recorder._now() - self.start
+        recorder._stack.pop()
+        event.calls += 1
+        event.seconds_self += elapsed - self.children_s
+        for outer in recorder._stack:
+            if outer.event is event:  # nested in itself, it is in the total already
+                break
+        else:
+            event.seconds_total += elapsed
+        if recorder._stack:
+            outer = recorder._stack[-1]
+            outer.children_s += elapsed
+            outer.modelled_s += elapsed
+        recorder._ended(self._name, event, self.start, elapsed)
+
+
+class _Within:
+    """A region or a phase while it is open: what is not in an operation of its own is in one called "other"."""
+
+    __slots__ = ("_before", "_field", "_other", "_recorder", "_value")
+
+    def __init__(self, recorder: Recorder, field: str, value: str) -> None:
+        self._recorder = recorder
+        self._field = field
+        self._value = value
+
+    def __enter__(self) -> None:
+        self._before = getattr(self._recorder, self._field)
+        setattr(self._recorder, self._field, self._value)
+        self._other = self._recorder.op("other")
+        self._other.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._other.__exit__(*error)
+        finally:
+            setattr(self._recorder, self._field, self._before)
 
 
 class Recorder:
     """Collects events. ``modelled=True`` takes time from ``primitive(seconds=…)`` alone and never reads a clock;
     ``listener`` is told of every operation that ends; ``last`` is the one that did, not counting "other".
+    ``origin_s``: when it was made, by the monotonic clock that all processes of one machine share.
     """
 
     def __init__(
@@ -75,66 +136,32 @@ class Recorder:
         self.events: dict[tuple[str, str, str], Event] = {}
         self.spans: list[Span] = []
         self.last: Event | None = None
-        self._path: list[str] = []
+        self.path = ""
         self._phase = "online"
-        self._stack: list[_Frame] = []
-        self._origin = self._now()
+        self._stack: list[_Operation] = []
+        self.origin_s = self._now()
 
-    @property
-    def path(self) -> str:
-        """The region now open, such as ``layer.0/attention``; empty at the top."""
-        return "/".join(self._path)
+    def region(self, name: str) -> AbstractContextManager[None]:
+        """Open a named region; regions nest. ``path`` is the one now open, such as ``layer.0/attention``."""
+        return _Within(self, "path", f"{self.path}/{name}" if self.path else name)
 
-    @contextmanager
-    def region(self, name: str) -> Iterator[None]:
-        """Open a named region; regions nest."""
-        self._path.append(name)
-        try:
-            with self.op("other"):
-                yield
-        finally:
-            self._path.pop()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Attribute what happens inside to a phase, one of PHASES."""
         if name not in PHASES:
             raise ValueError(f"phase {name!r} is none of {', '.join(PHASES)}")
-        before, self._phase = self._phase, name
-        try:
-            with self.op("other"):
-                yield
-        finally:
-            self._phase = before
+        return _Within(self, "_phase", name)
 
-    @contextmanager
-    def op(self, name: str) -> Iterator[Event]:
+    def op(self, name: str) -> AbstractContextManager[Event]:
         """Open an operation; what nests inside is taken off its self time."""
-        key = (self.path, name, self._phase)
-        event = self.events.get(key)
-        if event is None:
-            event = self.events[key] = Event(*key)
-        frame = _Frame(event, self._now())
-        self._stack.append(frame)
-        try:
-            yield event
-        finally:
-            self._stack.pop()
-            elapsed = frame.modelled_s if self.modelled else self._now() - frame.start
-            event.calls += 1
-            event.seconds_self += elapsed - frame.children_s
-            if all(outer.event is not event for outer in self._stack):  # nested in itself, it is in the total already
-                event.seconds_total += elapsed
-            if self._stack:
-                self._stack[-1].children_s += elapsed
-                self._stack[-1].modelled_s += elapsed
-            if self.trace and not self.modelled:
-                start = frame.start - self._origin
-                self.spans.append(Span(event.region, event.op, event.phase, start, elapsed))
-            if name != "other":
-                self.last = event
-            if self.listener is not None:
-                self.listener(event)
+        return _Operation(self, name)
+
+    def _ended(self, name: str, event: Event, start: float, elapsed: float) -> None:
+        if self.trace and not self.modelled:
+            self.spans.append(Span(event.region, event.op, event.phase, start - self.origin_s, elapsed))
+        if name != "other":
+            self.last = event
+        if self.listener is not None:
+            self.listener(event)
 
     def primitive(self, name: str, *, times: int = 1, seconds: float = 0.0) -> None:
         """Count a primitive in the operation now open, with the seconds it took or is modelled to take."""
@@ -194,3 +221,29 @@ class Recorder:
 
     def _now(self) -> float:
         return 0.0 if self.modelled else time.perf_counter()
+
+
+class Silent(Recorder):
+    """Keeps nothing and reads no clock, but knows the region that is open, which programs ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._nothing = Event("", "other", "online")
+
+    def region(self, name: str) -> AbstractContextManager[None]:
+        """Open a named region; regions nest."""
+        return _Within(self, "path", f"{self.path}/{name}" if self.path else name)
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+    def op(self, name: str) -> AbstractContextManager[Event]:
+        """Nothing."""
+        return nullcontext(self._nothing)
+
+    def primitive(self, name: str, *, times: int = 1, seconds: float = 0.0) -> None:
+        """Nothing."""
+
+    def levels(self, level_in: int, level_out: int) -> None:
+        """Nothing."""

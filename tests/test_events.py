@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secureattn.events import PHASES, Event, Recorder
+from secureattn.events import PHASES, Event, Recorder, Silent
 
 Tree = list[tuple[str, str, float, "Tree"]]
 """Kind (op, region, phase), name, modelled seconds, children."""
@@ -216,3 +216,26 @@ def test_a_listener_is_told_of_every_operation_that_ends() -> None:
     with recorder.region("a"), recorder.op("outer"), recorder.op("inner"):
         pass
     assert told == [("a", "inner"), ("a", "outer"), ("a", "other")]
+
+
+def test_a_silent_recorder_keeps_nothing_but_the_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Silent()
+
+    def refuse() -> float:
+        raise AssertionError("a silent recorder read the clock")
+
+    monkeypatch.setattr(time, "perf_counter", refuse)
+    with recorder.region("layer.0"), recorder.phase("refresh"), recorder.op("refresh"):
+        recorder.primitive("rounds", seconds=0.5)
+        recorder.levels(2, 1)
+        with recorder.region("attention"):
+            assert recorder.path == "layer.0/attention"
+        assert recorder.path == "layer.0"
+        assert recorder.spent() == ({}, {})
+        recorder.absorb(({"rounds": 1}, {}))
+    assert (recorder.path, recorder.events, recorder.spans, recorder.last) == ("", {}, [], None)
+
+
+def test_the_origin_is_on_the_clock_of_all_processes(clock: Clock) -> None:
+    clock.now += 5
+    assert Recorder().origin_s == 1005

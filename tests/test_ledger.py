@@ -31,18 +31,21 @@ from secureattn.ledger import (
     Network,
     Party,
     breakdown_table,
+    busy,
     load_network,
     machine,
     network_seconds,
     network_table,
     phase_table,
     region_table,
+    role_table,
     to_json,
     units,
     write_plot,
     write_trace,
 )
 from secureattn.ledger.plot import part, parts
+from secureattn.ledger.trace import ONE_CLOCK
 
 MIB = 2**20
 
@@ -267,6 +270,30 @@ def test_regions_hold_the_regions_inside_them() -> None:
     assert "keys" not in rows["total"]
 
 
+def test_who_serves_the_parties_is_in_a_table_of_roles_and_in_no_sum() -> None:
+    dealer = Party(
+        "dealer", (row("", "wait", "offline", 90.0), row("product", "derive", "offline", 4.0, dealer_macs=9))
+    )
+    beside = Ledger("power-softmax-mpc", "crypten", mpc().parties, measured=True, beside=(dealer,))
+    assert (beside.phases, beside.rows, beside.counted) == (mpc().phases, mpc().rows, mpc().counted)
+    assert beside.total("dealer_macs") == mpc().total("dealer_macs") == 0
+    assert network_seconds(beside, WAN) == network_seconds(mpc(), WAN)
+    rows = cells(role_table(beside))
+    assert list(rows) == ["party 0", "party 1", "dealer"]
+    assert rows["dealer"] == {
+        "role": "dealer", "setup": "--", "offline": "4.00 s", "online": "--", "waiting": "90.0 s", "all": "94.0 s",
+    }  # fmt: skip
+    assert (rows["party 1"]["online"], rows["party 1"]["waiting"]) == ("8.00 s", "0")
+
+
+def test_messages_are_waiting_and_not_work() -> None:
+    events = (row("embed", "linear", "online", 5.0, rounds=2), row("embed", "deal", "offline", 2.0))
+    events[0].primitive_s = {"rounds": 1.5, "macs": 2.0}
+    events[1].primitive_s = {"dealer_bytes": 2.5}  # measured around more than the operation itself
+    (one,) = busy(Ledger("run", "crypten", (Party("party 0", events),), measured=True))
+    assert (one.phases, one.waiting_s, one.seconds) == ({"offline": 0.0, "online": 3.5}, 3.5, 7.0)
+
+
 def test_phases_print_unknown_where_they_did_not_occur() -> None:
     rows = cells(phase_table(ckks()))
     assert list(rows) == [*PHASES, "total"]
@@ -305,7 +332,7 @@ EVENT_KEYS = {
 @pytest.mark.parametrize("ledger", [ckks(), mpc()], ids=["ckks", "crypten"])
 def test_json_has_the_same_keys_for_every_engine(ledger: Ledger) -> None:
     document = json.loads(json.dumps(to_json(ledger), allow_nan=False))
-    assert set(document) == {"measured", "phases", "total", "events"}
+    assert set(document) == {"measured", "phases", "total", "events", "roles", "beside"}
     assert list(document["phases"]) == list(PHASES)
     assert set(document["total"]) == {"seconds", *COUNTS}
     assert all(set(event) == EVENT_KEYS for event in document["events"])
@@ -359,7 +386,9 @@ def test_a_trace_nests_and_names_its_parties(tmp_path: Path) -> None:
     ledger = traced()
     write_trace(ledger, tmp_path / "trace.json")
     document = json.loads((tmp_path / "trace.json").read_text())
-    assert document["otherData"] == {"run": "power-softmax-mpc", "engine": "crypten", "how": "measured"}
+    assert document["otherData"] == {
+        "run": "power-softmax-mpc", "engine": "crypten", "how": "measured", "clock": ONE_CLOCK, "clock_error_us": 0.0,
+    }  # fmt: skip
     heads = [e for e in document["traceEvents"] if e["ph"] == "M"]
     named = [(e["pid"], e["args"]["name"]) for e in heads if e["name"] == "process_name"]
     assert named == [(0, "party 0"), (1, "party 1")]
@@ -381,6 +410,25 @@ def assert_nested(spans: list[dict[str, Any]]) -> None:
         end = span["ts"] + span["dur"]
         assert not open_ends or end <= open_ends[-1] + 1e-6
         open_ends.append(end)
+
+
+def test_what_two_recorders_saw_is_on_one_line(tmp_path: Path) -> None:
+    """The second was made while the first was at work, and began after it had ended."""
+    first = Recorder(trace=True)
+    with first.op("early"):
+        time.sleep(0.02)
+        second = Recorder(trace=True)
+        time.sleep(0.02)
+    with second.op("late"):
+        pass
+    parties = (Party.of("first", first), Party.of("second", second))
+    write_trace(Ledger("two", "crypten", parties, measured=True), tmp_path / "t.json")
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    early, late = (e for e in events if e["ph"] == "X")
+    assert early["ts"] == 0
+    assert late["ts"] >= early["ts"] + early["dur"] >= 4e4
+    apart = parties[1].origin_s + parties[1].spans[0].start_s - parties[0].origin_s - parties[0].spans[0].start_s
+    assert late["ts"] == pytest.approx(1e6 * apart, abs=0.002)
 
 
 def test_nesting_is_really_checked() -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from helpers import assert_close
 
 from secureattn.errors import InputError, PlanError
 from secureattn.events import PHASES, Event
+from secureattn.ledger import roles, write_trace
 from secureattn.nn.model import load_model
 from secureattn.plan import Plan, make_plan
 from secureattn.protocol import load_protocol
@@ -146,7 +149,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("tenseal"):
         monkeypatch.setattr("secureattn.runs.ckks.KeyOwner.generate", fail)
     if importlib.util.find_spec("crypten"):
-        monkeypatch.setattr("secureattn.runs.mpc.run_parties", fail)
+        monkeypatch.setattr("secureattn.runs.mpc.run_processes", fail)
 
 
 def good() -> np.ndarray:
@@ -386,6 +389,33 @@ def assert_self_times_add_up(run: Run) -> None:
                 outermost += span.duration_s
                 ends = span.start_s + span.duration_s
         assert sum(e.seconds_self for e in run.parties[0].events) == pytest.approx(outermost, rel=1e-6)
+
+
+@needs_tenseal
+def test_ckks_has_a_client_and_a_server_on_one_line(ckks: Kept, tmp_path: Path) -> None:
+    """Every span and second is one role's; the server's refreshes enclose the client's answers."""
+    ledger, (whole,) = ckks.run.ledger, ckks.run.parties
+    client, server = roles(ledger)
+    assert (client.name, server.name) == ("client", "server")
+    assert client.seconds() + server.seconds() == pytest.approx(ledger.seconds)
+    assert len(client.spans) + len(server.spans) == len(whole.spans)
+    assert {event.phase for event in client.events} == {"keys", "encrypt", "refresh", "decrypt"}
+    assert {event.phase for event in server.events} == {"setup", "online", "refresh"}
+    answers = sorted((s for s in client.spans if s.phase == "refresh"), key=lambda s: s.start_s)
+    refreshes = sorted((s for s in server.spans if s.op == "refresh"), key=lambda s: s.start_s)
+    assert len(answers) == len(refreshes) == ckks.run.total("rounds") > 0
+    for answer, refresh in zip(answers, refreshes, strict=True):
+        assert answer.op == "answer"
+        assert answer.region == refresh.region
+        assert 0 < answer.duration_s < refresh.duration_s
+        assert refresh.start_s < answer.start_s
+        assert answer.start_s + answer.duration_s < refresh.start_s + refresh.duration_s
+    write_trace(ledger, tmp_path / "t.json")
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    pids = {e["args"]["name"]: e["pid"] for e in events if e["name"] == "process_name"}
+    assert pids == {"client": 0, "server": 1}
+    drawn = {pid: sum(e["ph"] == "X" and e["pid"] == pid for e in events) for pid in (0, 1)}
+    assert drawn == {0: len(client.spans), 1: len(server.spans)}
 
 
 @needs_tenseal

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from secureattn.commands.planning import heading, parameters, show_trust
 from secureattn.events import PHASES
-from secureattn.ledger import phase_table, units
+from secureattn.ledger import machine, phase_table, units
 from secureattn.nn.batch import Batch
 from secureattn.plan import Plan
 from secureattn.runs import Progress, Run, agreement, clear_run, cosines, execute, perplexity
@@ -58,6 +58,7 @@ class Comparison:
         seconds = self.encrypted.seconds()
         return {
             **heading(self.plan),
+            "kind": "compare",
             "accuracy": {
                 "exact": self.accuracy(self.exact),
                 "clear": self.accuracy(self.clear),
@@ -77,6 +78,7 @@ class Comparison:
             "escapes": dict(self.clear.escapes),
             "seconds": {name: seconds.get(name) for name in (*PHASES, "total")},
             "changes_model": self.plan.protocol.changes_model,
+            "machine": machine(),
         }
 
     def _runs(self) -> dict[str, Run]:

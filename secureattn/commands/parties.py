@@ -12,10 +12,11 @@ from rich.console import Console
 from secureattn.backends.crypten.meeting import Address
 from secureattn.backends.crypten.runtime import CLIENT
 from secureattn.commands import inference
-from secureattn.commands.output import write_json
+from secureattn.commands.output import whole, write_json
 from secureattn.deploy.party import PLAIN, Outcome, Seat, check, names
 from secureattn.errors import InputError
-from secureattn.ledger import machine, phase_table, to_json
+from secureattn.ledger import machine, phase_table, role_table, to_json
+from secureattn.ledger.trace import write_part
 from secureattn.nn.batch import Batch
 from secureattn.nn.model import Model
 from secureattn.protocol import Protocol
@@ -64,11 +65,18 @@ def inputs_of(model: Model, seat: Seat, file: Path | None, output: Path | None) 
     return model.batch(inference.read_inputs(file))
 
 
+def trace_of(file: Path | None, seat: Seat) -> Path | None:
+    """Where this process's time line goes; launched at once, all are told one name, to which each adds its rank."""
+    if file is None or not seat.launched:
+        return file
+    return file.with_name(f"{file.stem}.{seat.rank}{file.suffix}")
+
+
 def show(outcome: Outcome, protocol: Protocol, console: Console) -> None:
     """Print what this process did and cost, and who is trusted."""
     console.print(f"[bold]{outcome.name}[/bold]: {outcome.samples} inputs, done")
-    if outcome.ledger is not None:
-        console.print(phase_table(outcome.ledger))
+    console.print(phase_table(outcome.ledger))
+    console.print(role_table(outcome.ledger))
     console.print(f"trust: {protocol.trust}")
     console.print(f"links between the processes: {outcome.links}")
 
@@ -83,12 +91,17 @@ def lost(seat: Seat) -> str:
     )
 
 
-def write(outcome: Outcome, protocol: Protocol, output: Path | None, json_file: Path | None) -> None:
-    """The scores, and this party's own profile as JSON."""
+def write(
+    outcome: Outcome, protocol: Protocol, output: Path | None, json_file: Path | None, trace: Path | None = None
+) -> None:
+    """The scores, this party's own profile as JSON, and its time line."""
     if outcome.outputs is not None and output is not None:
         inference.write_outputs(output, outcome.outputs, kind=outcome.kind)
     if json_file is not None:
         write_json(json_file, _document(outcome, protocol))
+    if trace is not None and outcome.clock_error_s is not None:
+        with whole(trace) as draft:
+            write_part(outcome.ledger, draft, pid=outcome.rank, error_s=outcome.clock_error_s)
 
 
 def _document(outcome: Outcome, protocol: Protocol) -> dict[str, Any]:
@@ -101,5 +114,5 @@ def _document(outcome: Outcome, protocol: Protocol) -> dict[str, Any]:
         "trust": protocol.trust,
         "links": outcome.links,
         "machine": machine(),
-        **(to_json(outcome.ledger) if outcome.ledger is not None else {}),
+        **to_json(outcome.ledger),
     }

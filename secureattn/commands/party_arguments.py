@@ -22,6 +22,9 @@ def add_party(party: argparse.ArgumentParser) -> None:
         "--input", type=Path, metavar="FILE", help="the client's inputs (.npy, .json, .safetensors, .txt)"
     )
     party.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the client writes scores (.npy, .json)")
+    party.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write this process's time line, for secureattn trace"
+    )
     party.add_argument("--wait", type=positive, default=60, metavar="S", help="seconds to wait for the others (60)")
     links = party.add_mutually_exclusive_group()
     links.add_argument(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secureattn.backends.ckks.parameters import MAX_MODULUS_BITS
-from secureattn.ledger import LAN, WAN, Network, network_seconds, network_table, region_table, to_json, units
+from secureattn.ledger import LAN, WAN, Ledger, Network, network_seconds, network_table, region_table, to_json, units
 from secureattn.plan import HIDING_BITS, CkksPlan, MpcPlan, Plan
 
 
@@ -67,7 +67,12 @@ def heading(plan: Plan) -> dict[str, Any]:
 def document(plan: Plan, networks: Sequence[Network] = (LAN, WAN)) -> dict[str, Any]:
     """The plan as JSON."""
     functions = {site: _function(plan, site) for site in plan.realisations}
-    made = {**heading(plan), "functions": functions, "networks": _networks(plan, networks), **to_json(plan.ledger)}
+    made = {
+        **heading(plan),
+        "functions": functions,
+        "networks": modelled(plan.ledger, networks),
+        **to_json(plan.ledger),
+    }
     if plan.mpc is not None:
         made["mpc"] = {
             "predicted_seconds": dict(plan.mpc.seconds),
@@ -92,15 +97,14 @@ def document(plan: Plan, networks: Sequence[Network] = (LAN, WAN)) -> dict[str, 
     return made
 
 
-def _networks(plan: Plan, networks: Sequence[Network]) -> dict[str, Any]:
+def modelled(ledger: Ledger, networks: Sequence[Network]) -> dict[str, Any]:
     """Modelled seconds of the messages by phase, on each network; those of computing come on top."""
-    phases = plan.ledger.phases
     return {
         network.name: {
             "bandwidth_bps": network.bandwidth_bps,
             "round_trip_s": network.round_trip_s,
-            "modelled_seconds": network_seconds(plan.ledger, network),
-            "by_phase": {phase: network_seconds(plan.ledger, network, phase=phase) for phase in phases},
+            "modelled_seconds": network_seconds(ledger, network),
+            "by_phase": {phase: network_seconds(ledger, network, phase=phase) for phase in ledger.phases},
         }
         for network in networks
     }

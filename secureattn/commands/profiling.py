@@ -11,16 +11,16 @@ from rich.console import Console
 
 from secureattn.commands.comparison import show_basis
 from secureattn.commands.output import whole
-from secureattn.commands.planning import heading
+from secureattn.commands.planning import heading, modelled
 from secureattn.errors import EngineError, InputError
 from secureattn.ledger import (
     Network,
     breakdown_table,
     machine,
-    network_seconds,
     network_table,
     phase_table,
     region_table,
+    role_table,
     to_json,
     write_plot,
     write_trace,
@@ -35,9 +35,11 @@ def document(plan: Plan, run: Run, networks: Sequence[Network]) -> dict[str, Any
     about = heading(plan)
     return {
         **about,
+        "kind": "profile",
         "warnings": [*about["warnings"], *run.warnings],
+        "changes_model": plan.protocol.changes_model,
         "machine": machine(),
-        "networks": {network.name: {"modelled_seconds": network_seconds(run.ledger, network)} for network in networks},
+        "networks": modelled(run.ledger, networks),
         **to_json(run.ledger),
     }
 
@@ -47,6 +49,8 @@ def show(plan: Plan, run: Run, networks: Sequence[Network], console: Console, *,
     for warning in run.warnings:
         console.print(f"[bold]warning: {warning}[/bold]")
     console.print(phase_table(run.ledger))
+    if plan.protocol.engine != "plaintext":
+        console.print(role_table(run.ledger))
     console.print(region_table(run.ledger, width=console.width))
     console.print(breakdown_table(run.ledger, top=top, width=console.width))
     if plan.protocol.engine != "plaintext":

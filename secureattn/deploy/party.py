@@ -15,15 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from secureattn import __version__
-from secureattn.backends.crypten import dealer
+from secureattn.backends.crypten import clocks, dealer
 from secureattn.backends.crypten.backend import MpcBackend
+from secureattn.backends.crypten.clocks import Offset
 from secureattn.backends.crypten.links import LinkLost
 from secureattn.backends.crypten.meeting import Address, Meeting
 from secureattn.backends.crypten.pulse import Pulse
@@ -38,11 +39,10 @@ from secureattn.nn.batch import Batch, Shape
 from secureattn.nn.model import Model
 from secureattn.plan import party_name
 from secureattn.protocol import Protocol, fitted
-from secureattn.runs.mpc import party
+from secureattn.runs.mpc import DEALER, party
 from secureattn.runs.result import Array
 
 WAIT_S = 60.0
-DEALER = "dealer"
 SEALED = "TLS 1.3, both ends by certificate"
 PLAIN = "neither encrypted nor authenticated"
 
@@ -63,15 +63,17 @@ class Seat:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one process brings back: outputs ``[N,C]`` at the client, of the model's ``kind``, and its own ledger (none
-    at the dealer).
+    """What one process brings back: outputs ``[N,C]`` at the client, of the model's ``kind``, and its own ledger, whose
+    time line is on the first process's clock to within ``clock_error_s`` (None where nobody traced).
     """
 
     name: str
+    rank: int
     samples: int
     outputs: Array | None
-    ledger: Ledger | None
+    ledger: Ledger
     kind: str = "scores"
+    clock_error_s: float | None = None
     links: str = PLAIN
 
 
@@ -100,9 +102,11 @@ def take_part(
     inputs: Batch | None = None,
     *,
     device: str = "cpu",
+    trace: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Do one process's part of a run. ``inputs`` are the client's, None at all others.
+    """Do one process's part of a run. ``inputs`` are the client's, None at all others. ``trace``: keep its time line,
+    on the first process's clock.
 
     ``tell`` gets the one line of a process that must end because another hangs; it then ends at once, with status 1.
     """
@@ -112,7 +116,12 @@ def take_part(
         raise InputError("the client, and nobody else, gives inputs")
     device_of(device)
     protocol.realisations(model)  # what cannot be served is refused before anybody waits
-    own = {} if inputs is None else asdict(inputs.shape)
+    recorder = Recorder(trace=trace)
+    own = {
+        "clock": clocks.identity() if trace else "",
+        "trace": trace,
+        **({} if inputs is None else asdict(inputs.shape)),
+    }
     host, called = _own_address(seat.address), names(protocol)
     identity = None if seat.tls is None else Identity.load(seat.tls, role_of(called[seat.rank]))
     if identity is None and not seat.insecure and _leaves(seat.address, host):
@@ -122,7 +131,7 @@ def take_part(
         )
     meeting = Meeting(seat.address, seat.rank, called, wait_s=seat.wait_s, identity=identity)
     with meeting:
-        return _met(model, protocol, meeting, host, inputs, own, device, tell)
+        return _met(model, protocol, meeting, host, inputs, own, recorder, device, tell)
 
 
 def _met(
@@ -132,6 +141,7 @@ def _met(
     host: str,
     inputs: Batch | None,
     own: Mapping[str, Any],
+    recorder: Recorder,
     device: str,
     tell: Callable[[str], None],
 ) -> Outcome:
@@ -140,7 +150,8 @@ def _met(
     try:
         told = meeting.agree({**_facts(model, protocol), "links": links}, own)
         with Pulse(meeting, tell):
-            outcome = _work(model, protocol, meeting, host, _shape(told[CLIENT]), inputs, device)
+            run = _Run(model, protocol, meeting, host, told, recorder)
+            outcome = _work(run, inputs, device)
             meeting.over()
         return replace(outcome, links=links)
     except LinkLost as lost:
@@ -151,33 +162,63 @@ def _met(
         raise
 
 
-def _work(
-    model: Model, protocol: Protocol, meeting: Meeting, host: str, shape: Shape, inputs: Batch | None, device: str
-) -> Outcome:
-    rank, name = meeting.rank, meeting.names[meeting.rank]
-    recorder = Recorder()
+@dataclass(frozen=True)
+class _Run:
+    """What a process knows once all have met; ``told`` is what each said of itself, by rank."""
+
+    model: Model
+    protocol: Protocol
+    meeting: Meeting
+    host: str
+    told: Sequence[Mapping[str, Any]]
+    recorder: Recorder
+
+    @property
+    def shape(self) -> Shape:
+        """Of the client's inputs."""
+        said = self.told[CLIENT]
+        lengths = said["lengths"]
+        return Shape(int(said["samples"]), int(said["tokens"]), None if lengths is None else tuple(map(int, lengths)))
+
+    def offset(self, mesh: Mesh) -> Offset | None:
+        """Of this process's clock to the first one's; None, and no message, where nobody traces."""
+        if not any(one["trace"] for one in self.told):
+            return None
+        with self.recorder.phase("setup"), self.recorder.op("compare_clocks"):
+            return clocks.compared(mesh, [str(one["clock"]) for one in self.told])
+
+
+def _work(run: _Run, inputs: Batch | None, device: str) -> Outcome:
+    meeting, recorder, mpc = run.meeting, run.recorder, run.protocol.mpc
+    rank, size, outputs = meeting.rank, world_size(mpc), None
     with recorder.phase("setup"), recorder.op("connect"):
-        size, links = len(meeting.names), meeting.links
-        mesh = Mesh.connect(meeting.store, rank=rank, size=size, host=host, wait_s=meeting.wait_s, links=links)
+        wait_s, links = meeting.wait_s, meeting.links
+        mesh = Mesh.connect(meeting.store, rank=rank, size=size, host=run.host, wait_s=wait_s, links=links)
     with mesh:
-        if rank == protocol.mpc.parties:
-            dealer.serve(protocol.mpc, mesh)
-            return Outcome(name, shape.samples, None, None)
-        from secureattn.backends.crypten.crypten_runtime import CryptenRuntime  # the dealer needs no CrypTen
+        before = run.offset(mesh)
+        if rank == mpc.parties:
+            dealer.serve(mpc, mesh, recorder)
+        else:
+            outputs = _party(run, mesh, inputs, device)
+        after = run.offset(mesh)
+    offset = before.along(after) if before is not None and after is not None else None
+    me = Party.of(meeting.names[rank], recorder)
+    if offset is not None:
+        me = replace(me, origin_s=me.origin_s + offset.seconds)
+    ledger = Ledger(f"{run.model.config.name} · {run.protocol.name}", "crypten", (me,), measured=True)
+    error_s = None if offset is None else offset.error_s
+    return Outcome(me.name, rank, run.shape.samples, outputs, ledger, run.model.config.output, error_s)
 
-        with recorder.phase("setup"), recorder.op("connect"):
-            runtime = CryptenRuntime(protocol.mpc, mesh, device=device)
-        outputs = party(MpcBackend(runtime, recorder), (model, protocol, shape, inputs))
-        runtime.finish()
-    title = f"{model.config.name} · {protocol.name}"
-    ledger = Ledger(title, "crypten", (Party.of(name, recorder),), measured=True)
-    return Outcome(name, shape.samples, outputs, ledger, model.config.output)
 
+def _party(run: _Run, mesh: Mesh, inputs: Batch | None, device: str) -> Array | None:
+    from secureattn.backends.crypten.crypten_runtime import CryptenRuntime  # the dealer needs no CrypTen
 
-def _shape(told: Mapping[str, Any]) -> Shape:
-    """What the client said of its inputs."""
-    lengths = told["lengths"]
-    return Shape(int(told["samples"]), int(told["tokens"]), None if lengths is None else tuple(map(int, lengths)))
+    recorder = run.recorder
+    with recorder.phase("setup"), recorder.op("connect"):
+        runtime = CryptenRuntime(run.protocol.mpc, mesh, device=device)
+    outputs = party(MpcBackend(runtime, recorder), (run.model, run.protocol, run.shape, inputs))
+    runtime.finish()
+    return outputs
 
 
 def _facts(model: Model, protocol: Protocol) -> dict[str, str]:

@@ -7,10 +7,12 @@ from typing import Any
 
 from secureattn.events import PHASES, Event
 from secureattn.ledger.ledger import COUNTS, Ledger
+from secureattn.ledger.roles import busy
 
 
 def to_json(ledger: Ledger) -> dict[str, Any]:
-    """``measured``, ``phases`` (seconds), ``total`` (seconds and every count) and ``events``, party by party.
+    """``measured``, ``phases`` (seconds), ``total`` (seconds and every count), ``events``, party by party, ``roles``
+    (seconds of each by phase, and waiting) and ``beside``, the events of who serves the parties, in no total.
 
     All phases and counts are always there, so that files of different engines have the same keys; what did not occur
     or is not known is null. Counts stand beside the other fields of an event: ``event["ct_products"]``.
@@ -21,6 +23,11 @@ def to_json(ledger: Ledger) -> dict[str, Any]:
         "phases": {phase: _finite(ledger.phases.get(phase)) for phase in PHASES},
         "total": {"seconds": _finite(ledger.seconds), **{name: ledger.total(name) for name in names}},
         "events": [_event(ledger, party.name, event, names) for party in ledger.parties for event in party.events],
+        "roles": {
+            one.name: {"phases": one.phases, "waiting_seconds": one.waiting_s, "seconds": one.seconds}
+            for one in busy(ledger)
+        },
+        "beside": [_event(ledger, party.name, event, names) for party in ledger.beside for event in party.events],
     }
 
 

@@ -51,16 +51,19 @@ _RUNNING = frozenset({"offline", "online", "refresh"})
 
 @dataclass(frozen=True)
 class Party:
-    """What one process recorded: its events, and its time line where it was traced."""
+    """What one process recorded: its events, and its time line where it was traced, which begins at ``origin_s`` of
+    the clock that all processes of a machine share.
+    """
 
     name: str
     events: tuple[Event, ...]
     spans: tuple[Span, ...] = ()
+    origin_s: float = 0.0
 
     @classmethod
     def of(cls, name: str, recorder: Recorder) -> Party:
         """A copy of what a recorder holds now."""
-        return cls(name, tuple(map(_copy, recorder.events.values())), tuple(recorder.spans))
+        return cls(name, tuple(map(_copy, recorder.events.values())), tuple(recorder.spans), recorder.origin_s)
 
     def seconds(self, phase: str | None = None) -> float:
         """Self seconds of one phase, or of all."""
@@ -69,12 +72,17 @@ class Party:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What one run cost, or is modelled to cost. ``engine`` decides which counts can be known (``ENGINE_COUNTS``)."""
+    """What one run cost, or is modelled to cost. ``engine`` decides which counts can be known (``ENGINE_COUNTS``).
+
+    ``beside`` are processes that serve the parties, such as a dealer: they add nothing to seconds and counts, as the
+    parties wait for them and count what they get.
+    """
 
     name: str
     engine: str
     parties: tuple[Party, ...]
     measured: bool = field(kw_only=True)
+    beside: tuple[Party, ...] = field(default=(), kw_only=True)
 
     @classmethod
     def of(cls, recorder: Recorder, *, name: str, engine: str, party: str = "evaluator") -> Ledger:

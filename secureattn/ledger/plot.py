@@ -1,4 +1,6 @@
-"""The latency breakdown as a figure: stacked bars of the online phase by part of the network, and of all phases."""
+"""The latency breakdown as a figure: stacked bars of the online phase by part of the network, of all phases, and of
+what every role was busy with.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from secureattn.ledger import units
 from secureattn.ledger.figure import checked, save, styled
 from secureattn.ledger.ledger import Ledger
 from secureattn.ledger.machine import in_words, machine
+from secureattn.ledger.roles import WAITING, Busy, busy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,25 +24,39 @@ if TYPE_CHECKING:
 _ATTENTION, _FFN = "#0072B2", "#E69F00"
 _PARTS = {"embed": "#009E73", "head": "#CC79A7", "other": "#BBBBBB"}
 _MORE = ("#56B4E9", "#D55E00", "#F0E442")
-_PHASES = dict(zip(PHASES, ("#DDDDDD", "#EEDD88", "#99DDFF", "#AAAA00", "#77AADD", "#EE8866", "#44BB99"), strict=True))
+PHASE_COLOURS = dict(
+    zip(PHASES, ("#DDDDDD", "#EEDD88", "#99DDFF", "#AAAA00", "#77AADD", "#EE8866", "#44BB99"), strict=True)
+)
 _LAYERS_APART = 3
 _COMPARABLE = 8.0
 _BAR_IN, _LEGEND_ROW_IN = 0.62, 0.19
+_WAITS = "#F4F4F4"
 Bar = dict[str, float]
+Panel = tuple[str, list[str], list[Bar], dict[str, str]]
+"""Title, a label and a bar each, and the colours of their parts."""
 
 
-def write_plot(ledgers: Sequence[Ledger], path: str | Path, *, described: dict[str, Any] | None = None) -> None:
-    """Draw one bar a ledger in two panels, online time by part and all phases; PNG or SVG by suffix.
+def write_plot(
+    ledgers: Sequence[Ledger],
+    path: str | Path,
+    *,
+    described: dict[str, Any] | str | None = None,
+    marks: Sequence[str] = (),
+) -> None:
+    """Draw one bar a ledger in two panels, online time by part and all phases, and one a role in a third where there
+    are several; PNG or SVG by suffix.
 
     Bars share an axis in seconds where the longest is at most 8 times the shortest; else each fills the width and the
     axis is in per cent. More than 3 layers are summed to one attention and one ffn. ``described`` is the machine the
-    runs were measured on, this one unless given (``machine()``).
+    runs were measured on, in words or as of ``machine()``, this one unless given. ``marks`` tell ledgers of the same
+    name apart.
     """
     path = checked(path)
     if not ledgers:
         raise InputError("there is no ledger to draw; give at least one")
     with styled():
-        save(_figure(ledgers, in_words(described or machine())), path)
+        where = described if isinstance(described, str) else in_words(described or machine())
+        save(_figure(ledgers, where, marks or [""] * len(ledgers)), path)
 
 
 # ---- what the bars hold -------------------------------------------------------------------------------------
@@ -71,7 +88,7 @@ def _layers(ledger: Ledger) -> int:
     return len({row.region.split("/")[0] for row in ledger.rows if row.region.startswith("layer.")})
 
 
-def _colours(names: Iterable[str]) -> dict[str, str]:
+def part_colours(names: Iterable[str]) -> dict[str, str]:
     """Blue for attention, orange for ffn, lighter from layer to layer; fixed colours for the rest."""
     seen = {"attention": 0, "ffn": 0}
     colours: dict[str, str] = {}
@@ -86,10 +103,22 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
     return colours
 
 
+def role_bar(one: Busy) -> Bar:
+    """Seconds of one role at work, by phase, and waiting."""
+    return {**one.phases, **({WAITING: one.waiting_s} if one.waiting_s > 0 else {})}
+
+
+def role_colours(bars: Sequence[Bar]) -> dict[str, str]:
+    """Colours of what occurs, waiting last."""
+    return {
+        name: colour for name, colour in {**PHASE_COLOURS, WAITING: _WAITS}.items() if any(name in bar for bar in bars)
+    }
+
+
 # ---- drawing ------------------------------------------------------------------------------------------------
 
 
-def _figure(ledgers: Sequence[Ledger], where: str) -> Figure:
+def _figure(ledgers: Sequence[Ledger], where: str, marks: Sequence[str]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -98,17 +127,42 @@ def _figure(ledgers: Sequence[Ledger], where: str) -> Figure:
     phases = [ledger.phases for ledger in ledgers]
     names = list(dict.fromkeys(name for bar in online for name in bar))
     names = [*(name for name in names if name not in ("head", "other")), *(n for n in ("head", "other") if n in names)]
-    occurred = {phase: colour for phase, colour in _PHASES.items() if any(phase in bar for bar in phases)}
-    tall = max(_BAR_IN * len(ledgers), _LEGEND_ROW_IN * max(len(names), len(occurred)))
-    height = 2 * tall + 2.1
+    occurred = {phase: colour for phase, colour in PHASE_COLOURS.items() if any(phase in bar for bar in phases)}
+    labels = [
+        f"{_marked(mark, ledger.name)}\n{ledger.engine}, {ledger.how}"
+        for mark, ledger in zip(marks, ledgers, strict=True)
+    ]
+    panels: list[Panel] = [
+        ("Online phase, by part of the network", labels, online, part_colours(names)),
+        ("Whole run, by phase", labels, phases, occurred),
+    ]
+    names_of, of_roles = _roles(ledgers, marks)
+    if len(of_roles) > len(ledgers):
+        panels.append(("Every role, at work by phase and waiting", names_of, of_roles, role_colours(of_roles)))
+    heights = [max(_BAR_IN * len(panel[1]), _LEGEND_ROW_IN * len(panel[3])) for panel in panels]
+    height = sum(heights) + len(panels) + 0.1
     figure = Figure(figsize=(9.6, height))
     FigureCanvasAgg(figure)
-    upper, lower = (figure.add_axes((0.2, y / height, 0.58, tall / height)) for y in (tall + 1.75, 0.75))
-    labels = [f"{ledger.name}\n{ledger.engine}, {ledger.how}" for ledger in ledgers]
-    _panel(upper, "Online phase, by part of the network", labels, online, _colours(names))
-    _panel(lower, "Whole run, by phase", labels, phases, occurred)
+    y = height
+    for panel, tall in zip(panels, heights, strict=True):
+        y -= tall + (0.35 if y == height else 1.0)
+        _panel(figure.add_axes((0.2, y / height, 0.58, tall / height)), *panel)
     figure.text(0.01, 0.0, _caption(ledgers, where), fontsize=8.5, color="#555555", va="bottom")
     return figure
+
+
+def _roles(ledgers: Sequence[Ledger], marks: Sequence[str]) -> tuple[list[str], list[Bar]]:
+    """A label and a bar for every role of every ledger."""
+    labels, bars = [], []
+    for mark, ledger in zip(marks, ledgers, strict=True):
+        for one in busy(ledger):
+            labels.append(f"{_marked(mark, one.name)}\n{ledger.engine}")
+            bars.append(role_bar(one))
+    return labels, bars
+
+
+def _marked(mark: str, name: str) -> str:
+    return f"{mark}: {name}" if mark else name
 
 
 def _caption(ledgers: Sequence[Ledger], where: str) -> str:
@@ -147,7 +201,7 @@ def _bar(axes: Axes, y: int, bar: Bar, colours: dict[str, str], scale: float, wi
             continue
         axes.barh(y, length, left=left, height=0.62, color=colour, edgecolor="white", linewidth=0.8)
         if length > 0.085 * width:
-            axes.text(left + length / 2, y, units.seconds(bar[name]), ha="center", va="center", color=_ink(colour))
+            axes.text(left + length / 2, y, units.seconds(bar[name]), ha="center", va="center", color=ink(colour))
         left += length
 
 
@@ -162,7 +216,7 @@ def _rgb(colour: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _ink(colour: str) -> str:
+def ink(colour: str) -> str:
     red, green, blue = _rgb(colour)
     return "#111111" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 

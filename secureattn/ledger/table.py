@@ -11,6 +11,7 @@ from rich.table import Table
 from secureattn.events import PHASES, Event
 from secureattn.ledger import units
 from secureattn.ledger.ledger import Ledger, inside
+from secureattn.ledger.roles import WAITING, busy
 
 COLUMNS: dict[str, tuple[str, Callable[[int | None], str]]] = {
     "ct_products": ("ct×ct", units.number),
@@ -25,7 +26,7 @@ COLUMNS: dict[str, tuple[str, Callable[[int | None], str]]] = {
 """Counts that tables show, with heading and unit; ``to_json`` has them all."""
 
 _OUTSIDE = "(top)"
-_TEXT = ("region", "op", "phase", "network")
+_TEXT = ("region", "op", "phase", "network", "role", "figure", "count")
 _GAP = 2
 _DISPENSABLE = (
     "rescal.", "relin.", "ct×pt", "calls", "dealer", "levels", "rotat.", "sent", "rounds", "ct×ct",
@@ -100,6 +101,18 @@ def phase_table(ledger: Ledger) -> Table:
     return lay_out(f"{title(ledger)}, by phase", headings, body, total)
 
 
+def role_table(ledger: Ledger) -> Table:
+    """Seconds of each role, at work by phase and waiting in messages; they overlap, so there is no total."""
+    found = busy(ledger)
+    phases = [phase for phase in PHASES if any(phase in one.phases for one in found)]
+    body = [
+        [one.name, *(units.seconds(one.phases.get(phase)) for phase in phases), units.seconds(one.waiting_s),
+         units.seconds(one.seconds)]
+        for one in found
+    ]  # fmt: skip
+    return lay_out(f"{title(ledger)}, by role", ["role", *phases, WAITING, "all"], body)
+
+
 def title(ledger: Ledger) -> str:
     """What ran where, and whether it was measured or modelled."""
     return f"{ledger.name} on {ledger.engine}, {ledger.how}"
@@ -127,7 +140,7 @@ def lay_out(
 
 def _fitting(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> tuple[list[int], list[str]]:
     """The columns that fit, and the headings of those left out."""
-    wide = [max(len(heading), *(len(row[i]) for row in rows)) + _GAP for i, heading in enumerate(columns)]
+    wide = [max([len(heading), *(len(row[i]) for row in rows)]) + _GAP for i, heading in enumerate(columns)]
     kept = list(range(len(columns)))
     left_out: list[str] = []
     for heading in _DISPENSABLE:

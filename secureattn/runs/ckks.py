@@ -19,7 +19,7 @@ from secureattn.backends.ckks.machine import Machine
 from secureattn.backends.ckks.processes import Pool
 from secureattn.backends.ckks.roles import Answer, MaskedRefresh, pack, unpack
 from secureattn.errors import EngineError, InputError
-from secureattn.events import Event, Recorder
+from secureattn.events import ANSWER, Event, Recorder
 from secureattn.ledger import Ledger
 from secureattn.nn.batch import Batch
 from secureattn.nn.config import ModelConfig
@@ -218,8 +218,13 @@ def _run_batch(
         blobs = client.encrypt(batch)
         recorder.primitive("encryptions", times=len(blobs))
         recorder.primitive("bytes_sent", times=sum(map(len, blobs)))
+
+    def answer(masked: Sequence[bytes], levels: Sequence[int]) -> list[bytes]:
+        with recorder.op(ANSWER):
+            return client.refresh(masked, levels)
+
     with recorder.phase("online"):
-        results = server.evaluate(blobs, len(batch), client.refresh, lengths)
+        results = server.evaluate(blobs, len(batch), answer, lengths)
     with recorder.phase("decrypt"), recorder.op("decrypt"):
         recorder.primitive("decryptions", times=len(results))
         recorder.primitive("bytes_sent", times=sum(map(len, results)))

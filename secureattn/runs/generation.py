@@ -16,23 +16,23 @@ import numpy as np
 import torch
 
 from secureattn.backends.crypten.backend import MpcBackend
-from secureattn.backends.crypten.launch import run_parties
+from secureattn.backends.crypten.launch import run_processes
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.backends.plaintext import PlaintextBackend
 from secureattn.errors import CapabilityError, InputError
 from secureattn.events import Recorder
-from secureattn.ledger import Ledger, Party
+from secureattn.ledger import Ledger
 from secureattn.nn.batch import Batch, Shape
 from secureattn.nn.choice import Choice, Tokens
 from secureattn.nn.decoder import Decoder
 from secureattn.nn.encoder import Cache
 from secureattn.nn.fold import fold
 from secureattn.nn.model import Model
-from secureattn.plan import Plan, party_name
+from secureattn.plan import Plan
 from secureattn.plan.generation import DECODE, PREFILL, symbolic
 from secureattn.plan.mpc import entered, largest
 from secureattn.protocol import Protocol, exact_realisations, fitted
-from secureattn.runs import plaintext
+from secureattn.runs import mpc, plaintext
 from secureattn.runs.result import Array, Progress
 
 __all__ = ["Generated", "clear", "generate", "party", "planned", "symbolic"]
@@ -92,12 +92,11 @@ def generate(
     arguments = [
         (bare, plan.protocol, shape, new, mine if rank == CLIENT else None) for rank in range(plan.protocol.mpc.parties)
     ]
-    results = run_parties(
+    results = run_processes(
         "secureattn.runs.generation:party", arguments, plan.protocol.mpc, progress=lambda text: tell(text, 0, 0)
     )
-    named = tuple(Party(party_name(r.rank), tuple(r.events), tuple(r.spans)) for r in results)
     tokens, scores, seconds = results[CLIENT].value
-    return Generated(tokens, scores, seconds, Ledger(plan.title, engine, named, measured=True))
+    return Generated(tokens, scores, seconds, mpc.ledger_of(plan, results))
 
 
 def clear(

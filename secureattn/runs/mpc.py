@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from secureattn.backends.crypten.backend import MpcBackend
-from secureattn.backends.crypten.launch import run_parties
+from secureattn.backends.crypten.launch import PartyResult, run_processes
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
 from secureattn.ledger import Ledger, Party
 from secureattn.nn.batch import Batch, Shape
@@ -15,6 +17,7 @@ from secureattn.protocol import Protocol
 from secureattn.runs.result import Array, Progress, Run, in_order
 
 Argument = tuple[Model, Protocol, Shape, "Batch | None"]
+DEALER = "dealer"
 
 
 def run(plan: Plan, inputs: Batch, progress: Progress, trace: bool, *, device: str = "cpu") -> Run:
@@ -24,7 +27,7 @@ def run(plan: Plan, inputs: Batch, progress: Progress, trace: bool, *, device: s
     arguments: list[Argument] = [
         (bare, plan.protocol, plan.shape, inputs if rank == CLIENT else None) for rank in range(parties)
     ]
-    results = run_parties(
+    results = run_processes(
         "secureattn.runs.mpc:party",
         arguments,
         plan.protocol.mpc,
@@ -32,8 +35,17 @@ def run(plan: Plan, inputs: Batch, progress: Progress, trace: bool, *, device: s
         trace=trace,
         device=device,
     )
-    named = (Party(party_name(result.rank), tuple(result.events), tuple(result.spans)) for result in results)
-    return Run(results[CLIENT].value, Ledger(plan.title, "crypten", tuple(named), measured=True))
+    return Run(results[CLIENT].value, ledger_of(plan, results))
+
+
+def ledger_of(plan: Plan, results: Sequence[PartyResult]) -> Ledger:
+    """The parties' ledger, the dealer's process beside them."""
+    parties = plan.protocol.mpc.parties
+    named = tuple(
+        Party(party_name(r.rank) if r.rank < parties else DEALER, tuple(r.events), tuple(r.spans), r.origin_s)
+        for r in results
+    )
+    return Ledger(plan.title, "crypten", named[:parties], measured=True, beside=named[parties:])
 
 
 def party(backend: MpcBackend, argument: Argument) -> Array | None:

@@ -16,23 +16,35 @@ from secureattn.backends.crypten.material import HEADER_WORDS, Kept, Kind, Reque
 from secureattn.backends.crypten.parameters import MpcParameters
 from secureattn.backends.crypten.transport import Mesh
 from secureattn.errors import EngineError
+from secureattn.events import WAIT, Recorder, Silent
 
 _MOST_REQUESTS = 1 << 20  # at once
+Drawn = tuple[list[torch.Tensor], list[torch.Tensor]]
+"""A party's shares of the masks, and of the derived values."""
 
 
 class Dealer:
-    """Makes corrections from the keys of all parties."""
+    """Makes corrections from the keys of all parties. ``recorder``: where it notes what that takes, if anywhere."""
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
+    def __init__(self, keys: Sequence[bytes], recorder: Recorder | None = None) -> None:
         self._streams = [Csprng(key) for key in keys]
         self._kept = Kept()
+        self._recorder = recorder or Silent()
 
     def correction(self, request: Request) -> torch.Tensor:
         """The first party's shares of the derived values, flat and one after the other.
 
         Cost: expands 8 bytes a mask and party, and makes the product once in plain.
         """
-        drawn = [draw(request, stream, rank) for rank, stream in enumerate(self._streams)]
+        with self._recorder.op("expand"):
+            drawn = [draw(request, stream, rank) for rank, stream in enumerate(self._streams)]
+            spent = sum(request.keystream_bytes(rank) for rank in range(len(drawn)))
+            self._recorder.primitive("keystream_bytes", times=spent)
+        with self._recorder.op("derive"):
+            self._recorder.primitive("dealer_macs", times=request.dealer_macs)
+            return self._derived(request, drawn)
+
+    def _derived(self, request: Request, drawn: Sequence[Drawn]) -> torch.Tensor:
         shares = zip(*(masks for masks, _ in drawn), strict=True)
         xor = request.xor
         masks = [combine(parts, xor=by_xor) for parts, by_xor in zip(shares, xor, strict=False)]
@@ -56,18 +68,26 @@ def deal_keys(mesh: Mesh, parties: Sequence[int]) -> dict[int, bytes]:
     return keys
 
 
-def serve(parameters: MpcParameters, mesh: Mesh) -> None:
+def serve(parameters: MpcParameters, mesh: Mesh, recorder: Recorder) -> None:
     """Be the dealer's process (rank = number of parties): answer the first party until it says stop.
 
-    A correction is on its way while the next is made.
+    A correction is on its way while the next is made. Recorded under the kind of each request: ``expand`` (keys to
+    masks), ``derive``, ``deliver`` (handing over, which waits while much is on its way), and outside any ``wait`` for
+    requests; ``dealer_bytes`` is what it sends.
     """
-    keys = deal_keys(mesh, range(parameters.parties))
-    dealer = Dealer([keys[rank] for rank in range(parameters.parties)])
-    for request in _requests(mesh):
-        correction = dealer.correction(request)
-        if correction.numel():
-            mesh.deliver(correction, 0)
-    mesh.delivered()
+    with recorder.phase("setup"), recorder.op("deal_keys"):
+        keys = deal_keys(mesh, range(parameters.parties))
+    dealer = Dealer([keys[rank] for rank in range(parameters.parties)], recorder)
+    with recorder.phase("offline"):
+        for request in _requests(mesh, recorder):
+            with recorder.region(request.kind.name.lower()):
+                correction = dealer.correction(request)
+                if correction.numel():
+                    with recorder.op("deliver"):
+                        mesh.deliver(correction, 0)
+                        recorder.primitive("dealer_bytes", times=request.correction_bytes)
+        with recorder.op("deliver"):
+            mesh.delivered()
 
 
 def ask(requests: Sequence[Request], mesh: Mesh, dealer: int) -> None:
@@ -76,11 +96,14 @@ def ask(requests: Sequence[Request], mesh: Mesh, dealer: int) -> None:
     mesh.send(torch.stack([request.header() for request in requests]), dealer)
 
 
-def _requests(mesh: Mesh) -> Iterator[Request]:
+def _requests(mesh: Mesh, recorder: Recorder) -> Iterator[Request]:
     """What the first party asks for, until it says stop."""
     while True:
-        count = _sensible(int(mesh.receive(torch.zeros(1, dtype=torch.int64), 0)))
-        for header in mesh.receive(torch.zeros((count, HEADER_WORDS), dtype=torch.int64), 0):
+        with recorder.op(WAIT):
+            count = _sensible(int(mesh.receive(torch.zeros(1, dtype=torch.int64), 0)))
+            headers = mesh.receive(torch.zeros((count, HEADER_WORDS), dtype=torch.int64), 0)
+            recorder.primitive("dealer_requests")
+        for header in headers:
             request = Request.parse(header)
             if request.kind is Kind.STOP:
                 return

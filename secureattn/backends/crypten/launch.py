@@ -33,12 +33,15 @@ _LEAVE_S = 5.0  # how long a process whose pipe is closed may take to end
 
 @dataclass
 class PartyResult:
-    """What one party brings back: its entry's return value, its events, and its time line if traced."""
+    """What one process brings back: its entry's return value (None of the dealer's), its events, and its time line if
+    traced, from ``origin_s`` on.
+    """
 
     rank: int
     value: Any
     events: list[Event]
     spans: list[Span] = field(default_factory=list)
+    origin_s: float = 0.0
 
 
 @dataclass
@@ -73,6 +76,23 @@ def run_parties(
     when a process starts and ends. ``device``: where shares are, "cpu" or "cuda".
     """
     parameters = parameters or MpcParameters()
+    everyone = run_processes(
+        entry, arguments, parameters, timeout_s=timeout_s, progress=progress, trace=trace, device=device
+    )
+    return everyone[: parameters.parties]
+
+
+def run_processes(
+    entry: Entry,
+    arguments: Sequence[Any],
+    parameters: MpcParameters,
+    *,
+    timeout_s: float | None = None,
+    progress: Progress | None = None,
+    trace: bool = False,
+    device: str = "cpu",
+) -> list[PartyResult]:
+    """As ``run_parties``; what the dealer's process recorded comes last, where it has one."""
     if len(arguments) != parameters.parties:
         raise InputError(f"{parameters.parties} parties need as many arguments, not {len(arguments)}")
     with tempfile.TemporaryDirectory(prefix="secureattn-") as directory:
@@ -89,9 +109,9 @@ def run_parties(
         finally:
             _end(processes)
     return [
-        PartyResult(rank, process.finished.value, process.finished.events, process.finished.spans)
-        for rank, process in enumerate(processes[: parameters.parties])
-        if process.finished is not None
+        PartyResult(rank, done.value, done.events, done.spans, done.origin_s)
+        for rank, process in enumerate(processes)
+        if (done := process.finished) is not None
     ]
 
 

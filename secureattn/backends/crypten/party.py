@@ -63,6 +63,7 @@ class Finished:
     value: Any
     events: list[Event]
     spans: list[Span]
+    origin_s: float
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def _work(job: Job, pipe: Connection, waiting: MutableSequence[int]) -> Finished
     with mesh:
         if job.rank == job.parameters.parties:
             pipe.send(Started())
-            dealer.serve(job.parameters, mesh)
-            return Finished(None, [], [])
+            dealer.serve(job.parameters, mesh, recorder)
+            return _finished(None, recorder)
         from secureattn.backends.crypten.crypten_runtime import CryptenRuntime  # the dealer needs no CrypTen
 
         entry = resolve(job.entry)
@@ -123,7 +124,11 @@ def _work(job: Job, pipe: Connection, waiting: MutableSequence[int]) -> Finished
         pipe.send(Started())
         value = entry(MpcBackend(runtime, recorder), job.argument)
         runtime.finish()
-        return Finished(value, list(recorder.events.values()), recorder.spans)
+        return _finished(value, recorder)
+
+
+def _finished(value: Any, recorder: Recorder) -> Finished:
+    return Finished(value, list(recorder.events.values()), recorder.spans, recorder.origin_s)
 
 
 def _send(job: Job, pipe: Connection, outcome: Finished | Failure) -> None:
