@@ -10,10 +10,10 @@ EXTRAS := ckks,mpc,models,plot,text,report,dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup minilm demo demo-text test test-all lint format models clean distclean
+.PHONY: help setup minilm demo demo-text bench-peers test test-all lint format models clean distclean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## set up .venv with both engines and the development tools
 
@@ -35,6 +35,10 @@ demo: $(READY) ## encrypt and classify the test images on both engines, with the
 
 demo-text: $(MINILM) ## private semantic search: a query's vector on shares, the nearest documents (QUERY="...")
 	$(BIN)/python benchmarks/demo_text.py $(if $(QUERY),--query "$$QUERY")
+
+bench-peers: $(READY) ## set up the peers' environments and measure them and SecureAttn in turn (ARGS="--quick")
+	$(BIN)/python benchmarks/peers_environments.py
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 test: $(MINILM) ## run the fast tests, a file at a time on every core
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from processes import descendants
 
 WATCH_S, WATCH_SHARE = 0.2, 0.03
 """Memory is looked at so often, but for no more than this share of the time."""
@@ -144,7 +146,7 @@ def held_bytes(pid: int, *, itself: bool = False) -> int:
     """Bytes of memory that the descendants of a process hold together, and with ``itself`` the process too: each
     page once.
     """
-    return sum(map(_proportional_bytes, ([pid] if itself else []) + list(_descendants(pid))))
+    return sum(map(_proportional_bytes, ([pid] if itself else []) + list(descendants(pid))))
 
 
 def _planned(job: Job) -> tuple[Any, float]:
@@ -158,25 +160,6 @@ def _planned(job: Job) -> tuple[Any, float]:
     start = time.perf_counter()
     plan = make_plan(load_model(job.model), protocol, samples=job.samples, workers=job.workers, costs=costs)
     return plan, time.perf_counter() - start
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    parents = dict(filter(None, map(_parent, Path("/proc").iterdir())))
-    for one in parents:
-        at: int | None = parents[one]
-        while at is not None and at != pid:
-            at = parents.get(at)
-        if at == pid:
-            yield one
-
-
-def _parent(folder: Path) -> tuple[int, int] | None:
-    if not folder.name.isdigit():
-        return None
-    try:
-        return int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:  # it has ended
-        return None
 
 
 def _proportional_bytes(pid: int) -> int:

@@ -1,4 +1,6 @@
-"""Processes timed and weighed: a command, or a run on shares by the command line's own owner, client and dealer."""
+"""Processes timed and weighed: a command, a run on shares by the command line's own owner, client and dealer, or what
+a call starts.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SEATS = ("owner", "client", "dealer")
 _EVERY_S = 0.05
+_Found = TypeVar("_Found")
 Running = Mapping[str, "subprocess.Popen[bytes]"]
 
 
@@ -45,13 +49,30 @@ def parties(model: str | Path, protocol: str, inputs: Path, folder: Path) -> dic
     return {seat: found[seat] for seat in SEATS}
 
 
+def heaviest(work: Callable[[], _Found]) -> tuple[_Found, int]:
+    """What a call returns, and bytes at the peak of the largest process that it started."""
+    peaks, over = [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_EVERY_S):
+            peaks.extend(map(peak_bytes, descendants(os.getpid())))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return work(), max(peaks)
+    finally:
+        over.set()
+        watcher.join()
+
+
 def _ended(processes: Running) -> Iterator[tuple[str, float, int]]:
     """Each as it ends, by name: seconds since now, and its peak."""
     started, running, peaks = time.perf_counter(), dict(processes), dict.fromkeys(processes, 0)
     while running:
         time.sleep(_EVERY_S)
         for name, process in list(running.items()):
-            peaks[name] = max(peaks[name], _peak_bytes(process.pid))
+            peaks[name] = max(peaks[name], peak_bytes(process.pid))
             if process.poll() is None:
                 continue
             if process.returncode:
@@ -60,7 +81,7 @@ def _ended(processes: Running) -> Iterator[tuple[str, float, int]]:
             yield name, time.perf_counter() - started, peaks[name]
 
 
-def _peak_bytes(pid: int) -> int:
+def peak_bytes(pid: int) -> int:
     """The most memory a process has had since it was started; what the system says of ended ones counts its parent's.
 
     0 for one that has ended.
@@ -70,3 +91,23 @@ def _peak_bytes(pid: int) -> int:
     except OSError:
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Processes that a process started, and those that they started."""
+    parents = dict(filter(None, map(_parent, Path("/proc").iterdir())))
+    for one in parents:
+        at: int | None = parents[one]
+        while at is not None and at != pid:
+            at = parents.get(at)
+        if at == pid:
+            yield one
+
+
+def _parent(folder: Path) -> tuple[int, int] | None:
+    if not folder.name.isdigit():
+        return None
+    try:
+        return int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended
+        return None

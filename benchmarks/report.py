@@ -1,8 +1,8 @@
 """Writes the generated parts of README.md: what the demo measured (from ``out/``) and what runs where (from the code).
 
 ``make demo && python benchmarks/report.py`` (the plot goes along). ``--tables`` writes only what needs no run: which
-approximations there are, the atlas and both engines' benchmarks as last measured; ``--check`` says whether those are up
-to date.
+approximations there are, the atlas, both engines' benchmarks and the peers as last measured; ``--check`` says whether
+those are up to date.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def unmeasured(text: str) -> str:
         "scale": scale_table,
         "ckks": ckks_table,
         "overhead": overhead_table,
+        "peers": peers_table,
     }
     for name, table in tables.items():
         text = replaced(text, name, table())
@@ -136,6 +137,11 @@ def scale_table() -> str:
 def overhead_table() -> str:
     """What recording costs, as it was last measured."""
     return (ROOT / "benchmarks" / "results" / "overhead.md").read_text()
+
+
+def peers_table() -> str:
+    """The comparison with peers as it was last measured."""
+    return (ROOT / "benchmarks" / "results" / "peers.md").read_text()
 
 
 def demo_output() -> str:

@@ -10,14 +10,15 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import tenseal as ts
 
-from secureattn.nn.fold import Folded
-from secureattn.polynomial import Polynomial
+if TYPE_CHECKING:  # it also runs where nothing of ours is installed
+    from secureattn.nn.fold import Folded
+    from secureattn.polynomial import Polynomial
 
 Array = npt.NDArray[np.float64]
 Step = Callable[..., Any]

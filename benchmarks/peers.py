@@ -1,0 +1,45 @@
+"""SecureAttn beside its peers, each as pip gives it in an environment of its own: CrypTen, MPCFormer, SPU, TenSEAL.
+
+    make bench-peers
+    python benchmarks/peers.py [--quick] [--json FILE] [--only PART…] [--fresh]
+
+The first sets up the environments too, the second measures with those that are there (peers_environments.py). Every
+peer is checked against float64 of the function that it claims to compute, then timed in turn with SecureAttn on the
+same weights and inputs. What each part measured is kept in ``out/peers`` and not measured again, unless ``--fresh``.
+Once all parts are there, writes tables and everything as JSON, raw samples and checks, to ``benchmarks/results``. Wants
+a quiet machine with two cores.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import peers_report
+from measuring import Setting, run_all
+
+
+def blocks(setting: Setting) -> dict[str, Any]:
+    """An encoder block on secret shares: CrypTen by its own functions, MPCFormer's, SPU with three parties and two."""
+    import peers_block
+    import peers_run
+
+    peers_run.any_installed()
+    return peers_block.measure(setting)
+
+
+def layers(setting: Setting) -> dict[str, Any]:
+    """A small encoder under CKKS: TenSEAL's own layers."""
+    import peers_layers
+    import peers_run
+
+    peers_run.any_installed()
+    return peers_layers.measure(setting)
+
+
+PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {part.__name__: part for part in (blocks, layers)}
+
+
+if __name__ == "__main__":
+    sys.exit(run_all("peers", __doc__, PARTS, peers_report))
