@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secureattn import __version__, load_model, load_protocol
-from secureattn.commands import arguments, report_arguments
+from secureattn.commands import arguments, deploy_arguments, report_arguments
 from secureattn.commands.arguments import add_generation, amount, positive
 from secureattn.commands.party_arguments import add_certificates, add_party
 from secureattn.errors import InputError, SecureAttnError
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--loss", type=float, metavar="L", help="accuracy a search may lose (default 0)")
     plan.add_argument("--budget", type=positive, metavar="N", help="levels or rounds a search may spend, instead")
     plan.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the protocol that a search found")
+    plan.add_argument("--save", type=Path, metavar="FILE", help="keep the plan, for keygen, evaluate and serve (CKKS)")
     compare = _model_command(commands, "compare", "exact, clear and encrypted: accuracy, agreement, errors", _compare)
     _samples(compare)
     _device(compare)
@@ -98,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     generate = _model_command(commands, "generate", "tokens that follow a prompt, and what one costs", _generate)
     add_generation(generate)
     _add_party(commands)
+    for add in (deploy_arguments.add_files, deploy_arguments.add_service):
+        add(lambda name, text, run: _with_json(_command(commands, name, text, run)))
     _add_reports(commands)
     return parser
 
@@ -175,6 +178,11 @@ def _model_command(
     return command
 
 
+def _with_json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    _json(command)
+    return command
+
+
 def _json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON too")
 
@@ -220,7 +228,7 @@ def _plan(options: Options) -> None:
     alone = options.calibrate and options.model is None and not options.search
     if options.protocol is None and not alone:
         options.refuse("the following arguments are required: MODEL, PROTOCOL")
-    output.writable(options.json, options.output)
+    output.writable(options.json, options.output, options.save)
     if options.calibrate:
         from secureattn.commands import calibrating
 
@@ -239,6 +247,10 @@ def _plan(options: Options) -> None:
         shape = _planned(model, options.batch, options.tokens, options.new)
         plan = _make_plan(options, model, protocol, shape, tell, new=options.new)
     planning.show(plan, output.stdout(), networks)
+    if options.save:
+        from secureattn.deploy.offer import write_plan
+
+        write_plan(plan, options.save)
     if options.json:
         output.write_json(options.json, planning.document(plan, networks))
 
@@ -320,7 +332,8 @@ def _infer(options: Options) -> None:
     given = inference.read_inputs(options.input)
     batch = model.batch(given)
     runs.require(protocol.engine)
-    _warn(inference.outside(model, batch))
+    interval = None if model.config.variable else model.ranges.input
+    _warn(inference.outside(model.config.name, interval, batch.values))
     _warn(inference.cut(model, given))
     with output.progress() as tell:
         plan = _make_plan(options, model, protocol, batch.shape, tell)

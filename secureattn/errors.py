@@ -7,8 +7,9 @@ INSTALL = {
     "ckks": "pip install tenseal zstandard cryptography",
     "crypten": "pip install omegaconf pyyaml cryptography && pip install --no-deps crypten==0.4.1",
     "text": "pip install tokenizers",
+    "serve": "pip install fastapi fastapi-offline uvicorn prometheus-client httpx2",
 }
-"""Engine, or text as input → the command that brings what it needs."""
+"""Engine, text as input, or a server and its clients → the command that brings what it needs."""
 
 
 class SecureAttnError(Exception):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,12 @@ class Protocol:
     fits_range: bool = False
     fits_places: bool = False
     precision: Mapping[str, Precision] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of all that it says of functions and parameters, not of who wrote it down."""
+        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("source", "trust")}
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=_plain).encode()).hexdigest()
 
     def served(self, config: ModelConfig, ranges: Ranges | None = None) -> ModelConfig:
         """The model as this protocol computes it: softmax in the way named here, tokens embedded by whoever may.
@@ -359,3 +367,8 @@ def _changes_model(function: str, kind: str) -> bool:
 def _known(options: Any, kind: type) -> dict[str, Any]:
     allowed = {f.name for f in fields(kind)}
     return {key: value for key, value in options.items() if key in allowed} if isinstance(options, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    """A part of a protocol as JSON can say it."""
+    return dict(value) if isinstance(value, Mapping) else asdict(value)

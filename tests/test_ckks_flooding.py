@@ -172,13 +172,14 @@ def test_plans_that_leave_no_precision_are_refused() -> None:
 @needs_tenseal
 def test_a_run_floods_what_it_gives_out() -> None:
     """One query's results, decrypted 300 times: noise of the stated size around the clear scores, never the same."""
-    from secureattn.runs.ckks import Client, Server
+    from secureattn.plan.terms import Terms
+    from secureattn.runs.roles import Client, Server
 
     made = plan()
     assert made.ckks is not None
     assert made.ckks.flooding is not None
     inputs, recorder = made.model.samples(2)[0], Recorder()
-    client = Client(made)
+    client = Client.generate(Terms.of(made))
     with recorder.phase("online"):
         blobs = Server(made, client.evaluation_keys, recorder).evaluate(client.encrypt(inputs), 2, client.refresh)
     client.close()  # of its processes; it goes on decrypting
@@ -190,7 +191,7 @@ def test_a_run_floods_what_it_gives_out() -> None:
     assert (np.ptp(published, axis=0) > made.ckks.flooding.deviation).all()
     assert len(np.unique(published)) > 0.99 * published.size
     assert all(agreement(one, clear) == 1 for one in published)
-    client.layout = replace(made.ckks, flooding=None)
+    client.terms = replace(client.terms, flooding=None)
     bare = client.decrypt(blobs, 2)
     assert np.array_equal(bare, client.decrypt(blobs, 2))
     assert np.abs(bare - clear).max() < 2.0**-made.ckks.flooding.error_bits

@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import stat
 import sys
 import types
 
@@ -12,6 +11,7 @@ import pytest
 pytest.importorskip("tenseal")
 
 from secureattn.backends.ckks import residues as ring
+from secureattn.backends.ckks import wire
 from secureattn.backends.ckks.evaluator import SealEvaluator
 from secureattn.backends.ckks.keys import EvaluationKeys, KeyOwner
 from secureattn.backends.ckks.parameters import CkksParameters
@@ -324,31 +324,37 @@ def test_keys_are_the_planned_ones_and_their_sizes_known(owner):
     keys = owner.evaluation_keys
     assert keys.rotation_steps == (1, 5, N - 3)
     assert keys.galois.size() == 3
-    assert keys.bytes == {
+    assert keys.sizes == {
         "public": PARAMETERS.public_key_bytes(),
         "relin": PARAMETERS.key_bytes(),
         "galois": 3 * PARAMETERS.key_bytes(),
     }
-    assert KeyOwner.generate(SMALL, [0]).evaluation_keys.bytes["galois"] == 0
+    assert KeyOwner.generate(SMALL, [0]).evaluation_keys.sizes["galois"] == 0
 
 
-def test_keys_survive_files(owner, x, tmp_path):
-    owner.evaluation_keys.save(tmp_path)
-    owner.save_secret(tmp_path / "secret.key")
-    assert stat.S_IMODE((tmp_path / "secret.key").stat().st_mode) == 0o600
-    server = SealEvaluator(PARAMETERS, EvaluationKeys.load(PARAMETERS, STEPS, tmp_path))
-    again = KeyOwner.load_secret(PARAMETERS, tmp_path / "secret.key")
+def test_keys_survive_the_wire(owner, x):
+    keys = owner.evaluation_keys
+    parts = {name: keys.part(name) for name in wire.key_sizes(PARAMETERS, STEPS)}
+    assert {name: len(part) for name, part in parts.items()} == wire.key_sizes(PARAMETERS, STEPS)
+    server = SealEvaluator(PARAMETERS, EvaluationKeys.of_parts(PARAMETERS, STEPS, parts.__getitem__))
+    again = KeyOwner.of_secret(PARAMETERS, owner.secret())
     assert again.evaluation_keys is None
     ct = server.rotate(server.relinearize(server.square(server.load(owner.encrypt(x)))), 5)
     assert np.abs(again.decrypt(server.save(ct)) - np.roll(x * x, -5)).max() < 1e-6
-    with pytest.raises(InputError, match="never overwritten"):
-        owner.save_secret(tmp_path / "secret.key")
-    with pytest.raises(InputError, match=r"lacks rotations by \[2\]"):
-        EvaluationKeys.load(PARAMETERS, [1, 2], tmp_path)
-    with pytest.raises(InputError, match="damaged or was made with other parameters"):
-        EvaluationKeys.load(SMALL, STEPS, tmp_path)
-    with pytest.raises(InputError, match="missing"):
-        KeyOwner.load_secret(PARAMETERS, tmp_path / "nowhere.key")
+    fresh = server.rerandomise(server.load(owner.encrypt(x)))
+    assert np.abs(again.decrypt(server.save(fresh)) - x).max() < 1e-6
+
+
+def test_keys_of_another_size_or_with_foreign_residues_are_refused(owner):
+    sizes = wire.key_sizes(PARAMETERS, STEPS)
+    parts = {name: owner.evaluation_keys.part(name) for name in sizes}
+    for name in sizes:
+        for bad in (b"", parts[name][:-1], parts[name] + b"\0", b"\xff" * len(parts[name])):
+            with pytest.raises(InputError, match=r"send it again, or make new ones$"):
+                EvaluationKeys.of_parts(PARAMETERS, STEPS, {**parts, name: bad}.__getitem__)
+    for bad in (b"", owner.secret()[:-1], b"\xff" * len(owner.secret())):
+        with pytest.raises(InputError, match="secret key"):
+            KeyOwner.of_secret(PARAMETERS, bad)
 
 
 def test_every_reader_refuses_bad_ciphertexts_in_one_sentence(owner, server, x):

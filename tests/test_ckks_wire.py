@@ -89,9 +89,9 @@ def test_bits_are_packed_without_a_gap(width, words, seed):
     """64 numbers that lie a 64th of the row apart are one integer, the first in its lowest bits."""
     row = np.random.default_rng(seed).integers(0, 1 << width, 64 * words, dtype=np.uint64)
     row[:2] = (1 << width) - 1, 0
-    packed = wire._packed(row[None, None], [width])
+    packed = wire.packed(row[None, None], [width])
     assert len(packed[0]) == 8 * words * width
-    assert np.array_equal(wire._unpacked(packed[0], 1, [width], 64 * words)[0, 0], row)
+    assert np.array_equal(wire.unpacked(packed[0], 1, [width], 64 * words)[0, 0], row)
     by_word = np.frombuffer(packed[0], dtype="<u8").reshape(width, words)
     for lane in range(words):
         whole = sum(int(word) << 64 * i for i, word in enumerate(by_word[:, lane]))

@@ -147,7 +147,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something expensive began")
 
     if importlib.util.find_spec("tenseal"):
-        monkeypatch.setattr("secureattn.runs.ckks.KeyOwner.generate", fail)
+        monkeypatch.setattr("secureattn.runs.roles.KeyOwner.generate", fail)
     if importlib.util.find_spec("crypten"):
         monkeypatch.setattr("secureattn.runs.mpc.run_processes", fail)
 
@@ -221,8 +221,8 @@ def ckks() -> Kept:
     roles, at_first = dict[str, Any](), dict[str, int]()
 
     class Client(runs.Client):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             roles["client"] = self
 
     class Server(runs.Server):
@@ -312,7 +312,7 @@ def test_ckks_makes_planned_keys_only(ckks: Kept) -> None:
     assert made is not None
     keys = ckks.client.evaluation_keys
     assert set(keys.rotation_steps) == set(made.rotations)
-    sizes = keys.bytes
+    sizes = keys.sizes
     assert sizes["galois"] == made.sizes["galois_keys"]
     assert sizes["relin"] == made.sizes["relinearisation_key"]
     assert sizes["public"] == made.sizes["public_key"]

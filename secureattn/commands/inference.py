@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 
 from secureattn.commands.output import whole
 from secureattn.errors import InputError
-from secureattn.nn.batch import Batch
 from secureattn.nn.model import Model, lines
 from secureattn.runs import Array
 
@@ -38,17 +37,17 @@ def read_inputs(path: Path) -> Any:
         raise InputError(f"input {path} cannot be read: {error}") from error
 
 
-def outside(model: Model, batch: Batch) -> str:
-    """What to warn of inputs that leave the interval the model was calibrated on; empty where none do."""
-    if model.ranges.input is None or model.config.variable:
+def outside(name: str, interval: tuple[float, float] | None, values: Any) -> str:
+    """What to warn of inputs that leave the interval a model was calibrated on; empty where none do, or none is."""
+    if interval is None:
         return ""
-    low, high = model.ranges.input
-    left = int(((batch.values < low) | (batch.values > high)).sum())
+    low, high = interval
+    left = int(((values < low) | (values > high)).sum())
     if not left:
         return ""
     return (
-        f"{left} of {batch.values.size} input values lie outside [{low:g}, {high:g}], for which model "
-        f"{model.config.name} was calibrated; approximations may leave their domains and the results may be wrong"
+        f"{left} of {values.size} input values lie outside [{low:g}, {high:g}], for which model {name} was calibrated; "
+        "approximations may leave their domains and the results may be wrong"
     )
 
 

@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from secureattn.errors import InputError
+from secureattn.nn.config import ModelConfig
+
 Array = npt.NDArray[np.float64]
 
 
@@ -94,3 +97,21 @@ def shape_of(lengths: Sequence[int]) -> Shape:
     longest = max(lengths)
     equal = all(length == longest for length in lengths)
     return Shape(len(lengths), longest, None if equal else tuple(lengths))
+
+
+def numbers(config: ModelConfig, inputs: npt.ArrayLike) -> Array:
+    """Inputs of a model of features as float64 ``[N,S,F]``; InputError for anything else, before it costs anything."""
+    wanted = (config.tokens, config.features)
+    dtype = np.asarray(inputs).dtype
+    if not (np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.floating)):
+        raise InputError(f"the input holds {dtype}, real numbers are needed")
+    array = np.asarray(inputs, dtype=np.float64)
+    if array.shape == wanted:
+        array = array[None]
+    if array.ndim != 3 or array.shape[1:] != wanted or not len(array):
+        raise InputError(
+            f"the input has shape {list(array.shape)}, model {config.name} needs [N, {wanted[0]}, {wanted[1]}]"
+        )
+    if not np.isfinite(array).all():
+        raise InputError("the input holds values that are not finite (NaN or infinity)")
+    return array

@@ -231,17 +231,22 @@ class ModelConfig:
     def load(cls, path: Path) -> ModelConfig:
         """Read config.json; every unknown or missing key is named."""
         try:
-            raw: Mapping[str, Any] = json.loads(path.read_text())
+            raw = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ProtocolError(f"model config {path}", [str(error)]) from error
+        return cls.of(raw, f"model config {path}")
+
+    @classmethod
+    def of(cls, raw: Any, where: str) -> ModelConfig:
+        """The same from what was read, ``where`` errors say."""
         if not isinstance(raw, dict) or raw.get("format") != 1:
-            raise ProtocolError(f"model config {path}", ['"format" must be 1, the only version this release reads'])
+            raise ProtocolError(where, ['"format" must be 1, the only version this release reads'])
         known = {f.name for f in fields(cls)}
         required = {"name", "tokens", "features", "width", "heads", "hidden", "layers", "classes"}
         wrong = [f"unknown key {key!r}" for key in raw if key not in known | {"format"}]
         wrong += [f"missing key {key!r}" for key in sorted(required - set(raw))]
         if wrong:
-            raise ProtocolError(f"model config {path}", wrong)
+            raise ProtocolError(where, wrong)
         values = {key: value for key, value in raw.items() if key != "format"}
         if isinstance(values.get("by_layer"), list):
             values["by_layer"] = tuple(map(str, values["by_layer"]))

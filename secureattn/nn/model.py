@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import zlib
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file
 from secureattn.errors import EngineError, InputError
 from secureattn.nn import huggingface, parameters, text
 from secureattn.nn.assumed import ASSUMED, assumed
-from secureattn.nn.batch import Batch
+from secureattn.nn.batch import Batch, numbers
 from secureattn.nn.config import ModelConfig
 from secureattn.nn.embedding import at_client
 from secureattn.nn.ranges import Ranges
@@ -132,6 +133,16 @@ class Model:
         return {name: torch.as_tensor(value) for name, value in loaded.items()}
 
     @cached_property
+    def digest(self) -> str:
+        """Hex digest of config, ranges and weights: equal exactly when two folders hold the same model."""
+        found = hashlib.sha256((self.config.to_json() + self.ranges.to_json()).encode())
+        for name in sorted(self.weights):
+            values = np.ascontiguousarray(self.weights[name].numpy(), dtype="<f8")
+            found.update(f"{name} {values.shape}".encode())
+            found.update(values.data)
+        return found.hexdigest()
+
+    @cached_property
     def weight_shapes(self) -> Mapping[str, torch.Tensor]:
         """The weights' shapes on torch's meta device, for a party that knows the architecture alone: no memory."""
         shapes = parameters.shapes(self.config)
@@ -224,20 +235,7 @@ class Model:
 
     def check(self, inputs: npt.ArrayLike) -> Array:
         """Inputs as float64 ``[N,S,F]``; anything else is refused before it costs anything."""
-        wanted = (self.config.tokens, self.config.features)
-        dtype = np.asarray(inputs).dtype
-        if not (np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.floating)):
-            raise InputError(f"the input holds {dtype}, real numbers are needed")
-        array = np.asarray(inputs, dtype=np.float64)
-        if array.shape == wanted:
-            array = array[None]
-        if array.ndim != 3 or array.shape[1:] != wanted or not len(array):
-            raise InputError(
-                f"the input has shape {list(array.shape)}, model {self.config.name} needs [N, {wanted[0]}, {wanted[1]}]"
-            )
-        if not np.isfinite(array).all():
-            raise InputError("the input holds values that are not finite (NaN or infinity)")
-        return array
+        return numbers(self.config, inputs)
 
 
 def load_model(path: Path) -> Model:

@@ -41,15 +41,7 @@ def current() -> Costs:
 
 def save(costs: Costs, file: Path) -> None:
     """Write costs measured on this machine, the folder with them where it is missing."""
-    document = {
-        "format": _FORMAT,
-        "machine": machine(),
-        "date": costs.measured,
-        "primitives": {
-            name: {str(ring): row for ring, row in rings.items()} for name, rings in costs.primitives.items()
-        },
-        "rates": dict(costs.rates),
-    }
+    document = {"format": _FORMAT, "machine": machine(), **as_json(costs)}
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}")
     draft.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -62,17 +54,29 @@ def load(file: Path) -> Costs | None:
         document = json.loads(file.read_text(encoding="utf-8"))
         if (document["format"], document["machine"]) != (_FORMAT, machine()):
             return None
-        primitives = {name: _rings(document["primitives"][name]) for name in PRIMITIVES}
-        rates = {name: _number(document["rates"][name]) for name in RATES}
-        if min(rates.values()) < 0:
-            raise ValueError("a rate is negative")
-        return Costs(primitives, rates, datetime.date.fromisoformat(document["date"]).isoformat())
+        datetime.date.fromisoformat(document["date"])
+        return costs_of(document)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file} is damaged and not used; run secureattn plan --calibrate, which writes it again"
         ) from error
+
+
+def as_json(costs: Costs) -> dict[str, Any]:
+    """Costs as JSON."""
+    rings = {name: {str(ring): row for ring, row in rows.items()} for name, rows in costs.primitives.items()}
+    return {"date": costs.measured, "primitives": rings, "rates": dict(costs.rates)}
+
+
+def costs_of(document: Any) -> Costs:
+    """Costs from what ``as_json`` gave; ValueError, KeyError or TypeError where it is damaged."""
+    primitives = {name: _rings(document["primitives"][name]) for name in PRIMITIVES}
+    rates = {name: _number(document["rates"][name]) for name in RATES}
+    if min(rates.values()) < 0:
+        raise ValueError("a rate is negative")
+    return Costs(primitives, rates, str(document["date"]))
 
 
 def machine() -> dict[str, Any]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from secureattn.backends.ckks import keyfiles, wire
 from secureattn.backends.ckks import residues as ring
-from secureattn.backends.ckks import wire
 from secureattn.backends.ckks.parameters import CkksParameters
 from secureattn.backends.ckks.seal import Ring, Slots, sealapi
+from secureattn.backends.ckks.wire import GALOIS, PUBLIC, RELIN
 from secureattn.errors import EngineError, InputError
 
 
@@ -31,8 +30,8 @@ class EvaluationKeys:
     galois: Any
 
     @property
-    def bytes(self) -> dict[str, int]:
-        """Bytes in memory of ``public``, ``relin`` and all ``galois`` keys; their files are compressed."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes in memory of ``public``, ``relin`` and all ``galois`` keys; on the wire see ``wire.key_sizes``."""
         one = self.parameters.key_bytes()
         return {
             "public": self.parameters.public_key_bytes(),
@@ -40,35 +39,37 @@ class EvaluationKeys:
             "galois": one * sum(step != 0 for step in self.rotation_steps),
         }
 
-    def save(self, folder: Path) -> None:
-        """Write ``public.key``, ``relin.key`` and ``galois.key`` (the last only where rotations are planned)."""
-        self.public.save(str(folder / "public.key"))
-        self.relin.save(str(folder / "relin.key"))
-        if any(self.rotation_steps):
-            self.galois.save(str(folder / "galois.key"))
+    def part(self, name: str) -> bytes:
+        """The key of this name (``wire.key_sizes``) in wire form."""
+        if name == PUBLIC:
+            return keyfiles.packed_public(self._ring, self.public)
+        if name == RELIN:
+            return keyfiles.packed_switching(self._ring, self.relin.key(2))
+        element = galois_element(int(name.removeprefix(GALOIS)), self.parameters)
+        return keyfiles.packed_switching(self._ring, self.galois.key(element))
 
     @classmethod
-    def load(cls, parameters: CkksParameters, rotation_steps: Iterable[int], folder: Path) -> EvaluationKeys:
-        """Read what ``save`` wrote; InputError where a file is missing, damaged or lacks a planned rotation."""
-        about, steps = Ring(parameters), _normalised(rotation_steps, parameters)
-        public = about.load_key(sealapi.PublicKey(), folder / "public.key")
-        relin = about.load_key(sealapi.RelinKeys(), folder / "relin.key")
-        galois = sealapi.GaloisKeys()
-        if any(steps):
-            about.load_key(galois, folder / "galois.key")
-        missing = [step for step in steps if step and not galois.has_key(galois_element(step, parameters))]
-        if missing:
-            raise InputError(f"galois.key lacks rotations by {missing}; generate keys for this plan")
+    def of_parts(
+        cls, parameters: CkksParameters, rotation_steps: Iterable[int], part: Callable[[str], bytes]
+    ) -> EvaluationKeys:
+        """Keys from their parts; InputError where one is damaged or of other parameters."""
+        about, steps = Ring(parameters), wire.normalised(rotation_steps, parameters)
+        readers = {
+            galois_element(step, parameters): functools.partial(part, f"{GALOIS}{step}") for step in steps if step
+        }
+        public = keyfiles.public_key(about, part(PUBLIC))
+        relin = keyfiles.relinearisation_key(about, part(RELIN))
+        galois = keyfiles.galois_keys(about, readers) if readers else sealapi.GaloisKeys()
         return cls(parameters, steps, public, relin, galois)
+
+    @functools.cached_property
+    def _ring(self) -> Ring:
+        return Ring(self.parameters)
 
 
 def galois_element(step: int, parameters: CkksParameters) -> int:
     """Galois element 3^step mod 2N of a rotation to the left."""
     return pow(3, step % parameters.slots, 2 * parameters.ring_degree)
-
-
-def _normalised(steps: Iterable[int], parameters: CkksParameters) -> tuple[int, ...]:
-    return tuple(sorted({step % parameters.slots for step in steps}))
 
 
 class KeyOwner:
@@ -85,7 +86,7 @@ class KeyOwner:
     @classmethod
     def generate(cls, parameters: CkksParameters, rotation_steps: Iterable[int]) -> KeyOwner:
         """Fresh keys, with Galois keys for the planned steps only (step s rotates left by s, negative right)."""
-        about, steps = Ring(parameters), _normalised(rotation_steps, parameters)
+        about, steps = Ring(parameters), wire.normalised(rotation_steps, parameters)
         generator = sealapi.KeyGenerator(about.context)
         public, relin, galois = sealapi.PublicKey(), sealapi.RelinKeys(), sealapi.GaloisKeys()
         generator.create_public_key(public)
@@ -95,19 +96,15 @@ class KeyOwner:
         keys = EvaluationKeys(parameters, steps, public, relin, galois)
         return cls(about, generator.secret_key(), keys)
 
-    def save_secret(self, path: Path) -> None:
-        """Write the secret key to a new file of mode 0600; InputError if the file exists."""
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        except FileExistsError:
-            raise InputError(f"{path.name} exists and is never overwritten; choose another name") from None
-        self._secret_key.save(str(path))
+    def secret(self) -> bytes:
+        """The secret key in wire form, for a file that nobody else may read."""
+        return keyfiles.packed_secret(self._ring, self._secret_key)
 
     @classmethod
-    def load_secret(cls, parameters: CkksParameters, path: Path) -> KeyOwner:
+    def of_secret(cls, parameters: CkksParameters, blob: bytes) -> KeyOwner:
         """An owner that encrypts, decrypts and refreshes with a saved secret key; it has no evaluation keys."""
         about = Ring(parameters)
-        return cls(about, about.load_key(sealapi.SecretKey(), path), None)
+        return cls(about, keyfiles.secret_key(about, blob), None)
 
     def encrypt(self, slots: Slots, level: int | None = None, scale: float | None = None) -> bytes:
         """A fresh symmetric encryption of up to N/2 reals, zero-padded, in SEAL's seeded form (half the size).

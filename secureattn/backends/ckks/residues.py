@@ -196,8 +196,19 @@ def pack_ciphertext(
     return _with_header(body + _with_header(data, version) + generator, version)
 
 
+def pack_plaintext(residues: Residues, parms_id: Sequence[int], scale: float, version: tuple[int, int]) -> bytes:
+    """An uncompressed SEAL plaintext file of residues ``[primes][N]``, which is what a secret key's is too."""
+    data = struct.pack("<Q", residues.size) + np.ascontiguousarray(residues, dtype="<u8").tobytes()
+    return _with_header(_PLAINTEXT.pack(*parms_id, residues.size, scale) + _with_header(data, version), version)
+
+
 def _with_header(body: bytes, version: tuple[int, int]) -> bytes:
-    return _HEADER.pack(_MAGIC, _HEADER.size, *version, _STORED, 0, _HEADER.size + len(body)) + body
+    return header(_HEADER.size + len(body), version) + body
+
+
+def header(size: int, version: tuple[int, int]) -> bytes:
+    """What an uncompressed SEAL file of so many bytes begins with."""
+    return _HEADER.pack(_MAGIC, _HEADER.size, *version, _STORED, 0, size)
 
 
 def read_ciphertext(blob: bytes) -> StoredCiphertext:

@@ -11,7 +11,6 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,8 @@ Ciphertext = Any
 """A ``tenseal.sealapi.Ciphertext``; tenseal has no stubs."""
 
 _SEED_MARKER = np.uint64(2**64 - 1)
-_LOAD_ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)  # what SEAL throws at bad files
+LOAD_ERRORS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
+"""What SEAL throws at bad files."""
 
 
 class Ring:
@@ -73,7 +73,7 @@ class Ring:
             ct = self._from_stored(stored)
             if not stored.is_ntt:
                 self.evaluator.transform_to_ntt_inplace(ct)
-        except _LOAD_ERRORS as error:
+        except LOAD_ERRORS as error:
             raise InputError(
                 "ciphertext is damaged: SEAL refuses its residues or seed; send it again from where it was encrypted"
             ) from error
@@ -115,18 +115,6 @@ class Ring:
             return None
         residues = first.reshape(1, level + 1, -1)
         return ring.StoredCiphertext(residues, scale, True, self.version, seed[-ring.SEED_BYTES :])
-
-    def load_key(self, key: Any, path: Path) -> Any:
-        """Fill an empty SEAL key from its file; InputError where that is missing or does not fit."""
-        if not path.is_file():
-            raise InputError(f"{path.name} is missing; generate keys, or name the folder that holds them")
-        try:
-            key.load(self.context, str(path))
-        except _LOAD_ERRORS as error:
-            raise InputError(
-                f"{path.name} is damaged or was made with other parameters; generate keys for these"
-            ) from error
-        return key
 
     def _file(self, serialisable: Any) -> bytes:
         """SEAL's own file of an object, decompressed."""

@@ -1,4 +1,4 @@
-"""Ciphertexts on the wire: a header of 32 bytes, then every residue in as many bits as its prime needs.
+"""Ciphertexts on the wire: a header of 32 bytes, then every residue in as many bits as its prime needs; sizes of keys.
 
 Residues are uniform, so nothing compresses further, and a size is a formula: plans predict it exactly. What follows
 from the parameters is not sent, so a blob cannot contradict them. Results, which nobody computes with any more, come
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ ROUNDING_BITS = 19
 
 def stored_bytes(parameters: CkksParameters, level: int, size: int = 2) -> int:
     """Bytes of a ciphertext of ``size`` polynomials at a level: ``32 + size·N/8·Σ ⌈log2 q_i⌉``."""
-    return _HEADER.size + _packed_bytes(parameters, _widths(parameters, level), size)
+    return _HEADER.size + packed_bytes(parameters, _widths(parameters, level), size)
 
 
 def fresh_bytes(parameters: CkksParameters, level: int) -> int:
@@ -45,7 +45,7 @@ def fresh_bytes(parameters: CkksParameters, level: int) -> int:
 
 def result_bytes(parameters: CkksParameters) -> int:
     """Bytes of a rounded result: ``32 + 2·N/8·(⌈log2 q_0⌉ − t)``, t = ``dropped_bits``."""
-    return _HEADER.size + _packed_bytes(parameters, _result_widths(parameters), 2)
+    return _HEADER.size + packed_bytes(parameters, _result_widths(parameters), 2)
 
 
 def dropped_bits(parameters: CkksParameters) -> int:
@@ -70,8 +70,49 @@ def _result_widths(parameters: CkksParameters) -> list[int]:
     return [_widths(parameters, 0)[0] - dropped_bits(parameters)]
 
 
-def _packed_bytes(parameters: CkksParameters, widths: Sequence[int], size: int) -> int:
+def packed_bytes(parameters: CkksParameters, widths: Sequence[int], size: int) -> int:
     return size * parameters.ring_degree // 8 * sum(widths)
+
+
+# ---- keys -------------------------------------------------------------------------------------------------------
+
+PUBLIC, RELIN, GALOIS = "public", "relin", "galois/"
+"""Names of keys; of Galois keys followed by the step they rotate by."""
+
+
+def normalised(steps: Iterable[int], parameters: CkksParameters) -> tuple[int, ...]:
+    """Rotations as steps to the left, in order."""
+    return tuple(sorted({step % parameters.slots for step in steps}))
+
+
+def key_widths(parameters: CkksParameters) -> list[int]:
+    """Bits per residue of a key, for each prime, the special one included."""
+    return [prime.bit_length() for prime in parameters.primes]
+
+
+def secret_key_bytes(parameters: CkksParameters) -> int:
+    """Bytes of the secret key, ``N/8·Σ ⌈log2 q⌉`` over all primes."""
+    return packed_bytes(parameters, key_widths(parameters), 1)
+
+
+def public_key_bytes(parameters: CkksParameters) -> int:
+    """Bytes of the public key: two polynomials."""
+    return 2 * secret_key_bytes(parameters)
+
+
+def switching_key_bytes(parameters: CkksParameters) -> int:
+    """Bytes of a relinearisation or Galois key: as many public ones as a ciphertext has primes."""
+    return (parameters.levels + 1) * public_key_bytes(parameters)
+
+
+def key_sizes(parameters: CkksParameters, rotation_steps: Iterable[int]) -> dict[str, int]:
+    """Bytes of every key an evaluator needs, by name: one public, one to relinearise, one a rotation."""
+    switching = switching_key_bytes(parameters)
+    rotations = [f"{GALOIS}{step}" for step in normalised(rotation_steps, parameters) if step]
+    return {PUBLIC: public_key_bytes(parameters), RELIN: switching, **dict.fromkeys(rotations, switching)}
+
+
+# ---- ciphertexts ------------------------------------------------------------------------------------------------
 
 
 def narrow(parameters: CkksParameters, stored: StoredCiphertext) -> bytes:
@@ -82,7 +123,7 @@ def narrow(parameters: CkksParameters, stored: StoredCiphertext) -> bytes:
     if polynomials not in ((1,) if stored.seed else (2, 3)):
         raise ValueError(f"the wire takes 2 or 3 polynomials, got {polynomials}; relinearise first")
     head = _head(parameters, stored, polynomials)
-    return b"".join([head, *_packed(stored.residues, _widths(parameters, primes - 1)), stored.seed])
+    return b"".join([head, *packed(stored.residues, _widths(parameters, primes - 1)), stored.seed])
 
 
 def narrow_result(parameters: CkksParameters, stored: StoredCiphertext) -> bytes:
@@ -93,7 +134,7 @@ def narrow_result(parameters: CkksParameters, stored: StoredCiphertext) -> bytes
     half = np.uint64(1 << dropped >> 1)
     # What rounds up to 2^⌈log2 q⌉ is as near to q, that is to 0, which the mask makes of it.
     rounded = (stored.residues + half >> np.uint64(dropped)) & np.uint64((1 << width) - 1)
-    return b"".join([_head(parameters, stored, _RESULT), *_packed(rounded, [width])])
+    return b"".join([_head(parameters, stored, _RESULT), *packed(rounded, [width])])
 
 
 def _head(parameters: CkksParameters, stored: StoredCiphertext, form: int) -> bytes:
@@ -129,7 +170,7 @@ def widen(parameters: CkksParameters, blob: bytes) -> StoredCiphertext:
     if form == _RESULT:
         return StoredCiphertext(_result_residues(parameters, blob), scale, False, version_of)
     end = stored_bytes(parameters, level, form)
-    residues = _unpacked(blob[_HEADER.size : end], form, _widths(parameters, level), parameters.ring_degree)
+    residues = unpacked(blob[_HEADER.size : end], form, _widths(parameters, level), parameters.ring_degree)
     return StoredCiphertext(residues, scale, True, version_of, blob[end:])
 
 
@@ -141,7 +182,7 @@ def _form_bytes(parameters: CkksParameters, level: int, form: int) -> int:
 
 def _result_residues(parameters: CkksParameters, blob: bytes) -> Residues:
     """Coefficients ``[2][1][N]`` as multiples of 2^t: whatever the bits, each is below the prime."""
-    rounded = _unpacked(blob[_HEADER.size :], 2, _result_widths(parameters), parameters.ring_degree)
+    rounded = unpacked(blob[_HEADER.size :], 2, _result_widths(parameters), parameters.ring_degree)
     coefficients = rounded << np.uint64(dropped_bits(parameters))
     above = coefficients - np.uint64(parameters.primes[0])  # wraps to something huge where they are below
     reduced: Residues = np.minimum(coefficients, above)
@@ -151,7 +192,7 @@ def _result_residues(parameters: CkksParameters, blob: bytes) -> Residues:
 # ---- bits -------------------------------------------------------------------------------------------------------
 
 
-def _packed(residues: Residues, widths: Sequence[int]) -> list[bytes]:
+def packed(residues: Residues, widths: Sequence[int]) -> list[bytes]:
     """Residues without their leading zeros, a string per polynomial and prime.
 
     64 of them that lie N/64 apart share ``width`` words, so that everything moves in whole arrays: word w of all the
@@ -171,8 +212,8 @@ def _bits(row: Residues, width: int) -> bytes:
     return words.tobytes()
 
 
-def _unpacked(packed: bytes, polynomials: int, widths: Sequence[int], degree: int) -> Residues:
-    """Residues ``[polynomials][primes][N]`` from what ``_packed`` gives, joined."""
+def unpacked(packed: bytes, polynomials: int, widths: Sequence[int], degree: int) -> Residues:
+    """Residues ``[polynomials][primes][N]`` from what ``packed`` gives, joined."""
     words = np.frombuffer(packed, dtype="<u8")
     residues = np.empty((polynomials, len(widths), degree), dtype=np.uint64)
     at = 0

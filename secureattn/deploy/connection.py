@@ -1,0 +1,220 @@
+"""A client of a server: keys up once, inputs in, scores out; refreshes are answered in between.
+
+What goes over the wire are the files of ``parcel``, as they are. Lost connections are tried again; a server that was
+restarted goes on with the job, or says that it does not know it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+import numpy as np
+import numpy.typing as npt
+
+from secureattn import __version__
+from secureattn.deploy.offer import Offer
+from secureattn.deploy.owner import EVALUATOR, Owner
+from secureattn.deploy.parcel import EVALUATION_FILE, PUBLIC_FILE
+from secureattn.errors import EngineError, InputError
+from secureattn.nn.model import Model
+from secureattn.runs.result import Progress
+
+Array = npt.NDArray[np.float64]
+_WAIT_S = 20.0  # for the next change of a job, in one request
+_PATIENCE_S = 60.0  # for a server that cannot be reached
+_CHUNK = 1 << 20
+_BODY = {"content-type": "application/octet-stream"}
+
+
+class Refused(EngineError):
+    """The server refuses; ``status`` as HTTP has it, ``later``: it may not, later."""
+
+    def __init__(self, status: int, message: str, *, later: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.later = later
+
+
+class Connection:
+    """A server at ``url``. ``certificates``: a PEM file with whom to trust, the system's unless given; ``token``: ours
+    there; ``patience_s``: how long to try to reach it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        certificates: Path | None = None,
+        patience_s: float = _PATIENCE_S,
+        progress: Progress = lambda *_: None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._progress = progress
+        headers = {"user-agent": f"secureattn/{__version__}"}
+        if token:
+            headers["authorization"] = f"Bearer {token}"
+        try:
+            verify: Any = ssl.create_default_context(cafile=certificates) if certificates else True
+            timeout = httpx2.Timeout(60.0, connect=10.0)
+            self._http = httpx2.Client(base_url=self.url, headers=headers, verify=verify, timeout=timeout)
+        except (OSError, ssl.SSLError, ValueError, httpx2.InvalidURL) as error:
+            raise InputError(f"{certificates or url} cannot be used: {error}") from error
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def offer(self) -> Offer:
+        """What is served there, on which terms; InputError where that is nothing this release can use."""
+        told = self._json("GET", "/v1/offer")
+        found = Offer.read(told.get("offer"), f"the offer of {self.url}")
+        if told.get("hash") != found.hash:
+            raise InputError(f"the offer of {self.url} is damaged; ask again, or use the same release there and here")
+        if found.identity.release != __version__:
+            raise InputError(
+                f"{self.url} has release {found.identity.release} of secureattn, this is {__version__}; use one on both"
+            )
+        return found
+
+    def give_keys(self, owner: Owner) -> None:
+        """Upload the keys that the server lacks."""
+        path = f"/v1/keys/{owner.keys}"
+        try:
+            there = self._json("GET", path)["parts"]
+        except Refused as refused:
+            if refused.status != 404:
+                raise
+            there = []
+        for part, name in (("public", PUBLIC_FILE), ("evaluation", EVALUATION_FILE)):
+            if part not in there:
+                self._put(f"{path}/{part}", owner.folder / EVALUATOR / name, f"uploading {name}")
+
+    def forget_keys(self, owner: Owner) -> None:
+        """Have the server forget the keys."""
+        self._request("DELETE", f"/v1/keys/{owner.keys}")
+
+    def infer(self, owner: Owner, inputs: Any, *, model: Model | None = None) -> Array:
+        """Scores ``[N,C]``, vectors, or scores of next tokens of inputs, as ``Owner.encrypt`` takes them. EngineError
+        with the server's reason where there is no result; a job that is given up is cancelled there.
+        """
+        with tempfile.TemporaryDirectory(prefix="secureattn-") as name:
+            folder = Path(name)
+            owner.encrypt(inputs, folder / "query", model=model)
+            job = f"/v1/jobs/{uuid.uuid4()}"
+            try:
+                self._put(job, folder / "query", "uploading the query")
+                self._done(owner, job, folder)
+                self._get(f"{job}/result", folder / "result")
+                return owner.decrypt(folder / "result")
+            finally:
+                with contextlib.suppress(EngineError, httpx2.HTTPError):
+                    self._once("DELETE", job)
+
+    # ---- a job ----------------------------------------------------------------------------------------------
+
+    def _done(self, owner: Owner, job: str, folder: Path) -> None:
+        """Return when a job is done; answer its refreshes until then."""
+        version: int | None = None
+        while True:
+            query = {} if version is None else {"version": version, "wait": _WAIT_S}
+            told = self._json("GET", job, params=query)
+            state, version = told["state"], told["version"]
+            if state == "done":
+                return
+            if state in ("failed", "cancelled"):
+                raise EngineError(f"{self.url} could not do it: {told['error'] or 'the job was cancelled'}")
+            self._show(told)
+            if told["round"] is not None:
+                self._answer(owner, f"{job}/rounds/{told['round']}", folder)
+
+    def _show(self, told: dict[str, Any]) -> None:
+        progress = told["progress"]
+        if told["state"] == "queued":
+            self._progress(f"waiting, {told['before']} jobs before this one", 0, 0)
+        else:
+            self._progress(str(progress["text"])[:80] or "evaluating", int(progress["done"]), int(progress["of"]))
+
+    def _answer(self, owner: Owner, path: str, folder: Path) -> None:
+        request, answer = folder / "request", folder / "answer"
+        try:
+            self._get(path, request)
+            owner.answer(request, answer)
+            self._put(path, answer, "")
+        except Refused as refused:
+            if refused.status != 409:  # the round is over: it was answered, or the job begun again
+                raise
+
+    # ---- HTTP -----------------------------------------------------------------------------------------------
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            told = self._request(method, path, **options).json()
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            raise InputError(f"{self.url} answers something else than a server of this library")
+        return told
+
+    def _put(self, path: str, file: Path, text: str) -> None:
+        size = file.stat().st_size
+        headers = {**_BODY, "content-length": str(size)}
+        self._request("PUT", path, headers=headers, content=lambda: self._chunks(file, size, text))
+
+    def _chunks(self, file: Path, size: int, text: str) -> Iterator[bytes]:
+        sent = 0
+        with file.open("rb") as opened:
+            while chunk := opened.read(_CHUNK):
+                yield chunk
+                sent += len(chunk)
+                if text:
+                    self._progress(text, sent >> 10, size >> 10)
+
+    def _get(self, path: str, file: Path) -> None:
+        file.write_bytes(self._request("GET", path).content)
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """An answer that is no refusal; a server that cannot be reached, or says it is busy, is tried again."""
+        deadline, pause = time.monotonic() + self._patience_s, 0.1
+        while True:
+            try:
+                return self._once(method, path, **options)
+            except httpx2.TransportError as error:
+                problem: EngineError = EngineError(
+                    f"{self.url} cannot be reached: {str(error) or type(error).__name__}"
+                )
+            except Refused as refused:
+                if not refused.later:
+                    raise
+                problem = refused
+            if time.monotonic() + pause > deadline:
+                raise problem
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    def _once(
+        self, method: str, path: str, *, content: Callable[[], Iterator[bytes]] | None = None, **options: Any
+    ) -> httpx2.Response:
+        answer = self._http.request(method, path, content=content and content(), **options)
+        if answer.status_code < 400:
+            return answer
+        try:
+            said = str(answer.json()["error"])
+        except (ValueError, KeyError, TypeError):
+            said = f"HTTP status {answer.status_code}"
+        later = "retry-after" in answer.headers
+        raise Refused(answer.status_code, f"{self.url}: {' '.join(said.split())[:500]}", later=later)

@@ -1,0 +1,97 @@
+"""The evaluator's side of encrypted inference: a model, a plan, and the key owner's public and evaluation keys.
+
+No secret key is anywhere on this side, and a folder that holds one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from secureattn.backends.ckks.keys import EvaluationKeys
+from secureattn.backends.ckks.roles import Answer
+from secureattn.backends.ckks.wire import PUBLIC
+from secureattn.deploy import parcel
+from secureattn.deploy.checks import check_keys, check_query
+from secureattn.deploy.offer import Offer
+from secureattn.deploy.parcel import EVALUATION_FILE, PUBLIC_FILE, RESULT, SECRET_FILE, blobs, opened
+from secureattn.errors import EngineError, InputError
+from secureattn.events import ANSWER, Recorder
+from secureattn.ledger import Ledger
+from secureattn.plan import Plan
+from secureattn.runs.ckks import Meter
+from secureattn.runs.result import Progress
+from secureattn.runs.roles import Server
+
+
+def load_keys(folder: Path, offer: Offer) -> tuple[str, EvaluationKeys]:
+    """The key owner's keys by name, from the files in a folder; InputError where they are damaged or made for another
+    plan, or where a secret key lies beside them.
+    """
+    if (folder / SECRET_FILE).exists():
+        raise InputError(
+            f"{folder} holds {SECRET_FILE}, which no evaluator may have; give it {PUBLIC_FILE} and {EVALUATION_FILE}"
+        )
+    terms, keys = offer.terms, check_keys(folder, offer)
+    with opened(folder / PUBLIC_FILE) as public, opened(folder / EVALUATION_FILE) as rest:
+        found = EvaluationKeys.of_parts(
+            terms.parameters, terms.rotations, lambda name: (public if name == PUBLIC else rest).part(name)
+        )
+    return keys, found
+
+
+class Evaluator:
+    """Evaluates queries under one plan and, at a time, one owner's keys. ``recorder`` has what the last query cost."""
+
+    def __init__(self, plan: Plan, offer: Offer, progress: Progress = lambda *_: None) -> None:
+        if plan.ckks is None:
+            raise EngineError("the plan has no CKKS part")
+        self.plan = plan
+        self.offer = offer
+        self.keys = ""
+        self.recorder = Recorder()
+        self.progress = progress
+        self._server: Server | None = None
+
+    def use(self, folder: Path) -> None:
+        """Load an owner's keys; those before are forgotten."""
+        self.keys, self._server = "", None
+        keys, loaded = load_keys(folder, self.offer)
+        self.recorder = Recorder()
+        with self.recorder.phase("setup"):
+            self._server = Server(self.plan, loaded, self.recorder)
+        self.keys = keys
+
+    def evaluate(self, query: Path, result: Path, answer: Answer | None = None) -> None:
+        """A query into a result; ``answer`` reaches the key owner, where the plan refreshes."""
+        server, terms, layout = self._server, self.offer.terms, self.plan.ckks
+        if server is None or layout is None:
+            raise EngineError("no keys are loaded to evaluate with")
+        recorder, ask = server.machine.recorder, answer or _nobody
+        recorder.listener = Meter(layout, self.progress)
+
+        def refresh(masked: Sequence[bytes], levels: Sequence[int]) -> list[bytes]:
+            with recorder.op(ANSWER):  # the key owner's time, and the way there and back
+                return ask(masked, levels)
+
+        with opened(query) as asked:
+            shape = check_query(asked, self.offer, self.keys)
+            parts: dict[str, bytes] = {}
+            for number, rows in enumerate(terms.batches(shape)):
+                blobs_in = [asked.part(f"{number}/{i}") for i in range(len(terms.input_levels))]
+                lengths = None if shape.lengths is None else tuple(shape.lengths[row] for row in rows)
+                with recorder.phase("online"):
+                    made = server.evaluate(blobs_in, len(rows), refresh, lengths)
+                parts |= {f"{number}/{i}": blob for i, blob in enumerate(made)}
+        parcel.write(result, self.offer.label(RESULT, self.keys), blobs(parts), asked.note)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was recorded since the keys were loaded."""
+        return Ledger.of(self.recorder, name=self.plan.title, engine="ckks")
+
+
+def _nobody(masked: Sequence[bytes], levels: Sequence[int]) -> list[bytes]:
+    raise EngineError(
+        'the plan refreshes, and nobody is there to answer; say who does, or take a protocol with refresh = "none"'
+    )
