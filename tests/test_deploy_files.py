@@ -18,15 +18,21 @@ from helpers import assert_close
 
 from secureattn import load_model, load_protocol, make_plan
 from secureattn.errors import EngineError, InputError, PlanError, SecureAttnError
+from secureattn.nn.model import Model
 from secureattn.plan import Plan, stored
 from secureattn.plan.terms import Terms
+from secureattn.protocol import CkksOptions
 from secureattn.runs import clear_run
 
 pytest.importorskip("tenseal")
 
+from test_ckks_text import TEXTS, accurate, model, planned
+
 from secureattn.deploy import Evaluator, Owner, Rounds, parcel, read_offer, read_plan, rounds, write_plan
 from secureattn.deploy.evaluator import load_keys
 from secureattn.deploy.owner import key_sizes
+
+__all__ = ["model"]  # a fixture
 
 COUNT = 2
 CKKS_ERROR = 2e-5
@@ -237,6 +243,30 @@ def test_an_answer_to_another_request_is_no_answer(kept: Kept, tmp_path: Path) -
     waits = rounds.waiting(tmp_path, wait_s=0.05)
     with pytest.raises(EngineError, match=r"no answer to 001\.request came within"):
         Rounds(tmp_path, kept.owner.offer, kept.owner.keys, waits)([blob], [1])
+
+
+# ---- texts ------------------------------------------------------------------------------------------------------
+
+
+def test_texts_of_any_length_by_files(model: Model, tmp_path: Path) -> None:
+    """Their owner looks rows up in the model's public embedding; the evaluator sees how long each is."""
+    plan = planned(model, replace(accurate("softmax"), ckks=CkksOptions(refresh="client", layout="batch")), TEXTS)
+    write_plan(plan, tmp_path / "plan.json")
+    again, offer = read_plan(tmp_path / "plan.json", model, plan.protocol)
+    assert offer.terms.ragged
+    owner = Owner.generate(offer, tmp_path / "keys")
+    evaluator = Evaluator(again, offer)
+    evaluator.use(tmp_path / "keys" / "evaluator")
+    fewer = TEXTS.part([1, 4, 0])
+    with pytest.raises(InputError, match="takes tokens, which its public embedding turns into numbers here"):
+        owner.encrypt(fewer, tmp_path / "query")
+    owner.encrypt(fewer, tmp_path / "query", model=model)
+    with parcel.opened(tmp_path / "query") as query:
+        assert query.note["lengths"] == [6, 4, 3]
+    evaluator.evaluate(tmp_path / "query", tmp_path / "result", owner.client.refresh)
+    found = owner.decrypt(tmp_path / "result")
+    assert_close(found, clear_run(plan, fewer).outputs, 1e-4, "noise of a scale of 2^40 through a layer")
+    owner.close()
 
 
 # ---- the commands -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -333,7 +334,7 @@ from secureattn.deploy.server.tokens import Tokens
 
 model, protocol, plan, state, port = sys.argv[1:]
 _, offer = read_plan(Path(plan), load_model(model), load_protocol(protocol))
-limits = Limits(memory_bytes=100 << 20)
+limits = Limits(memory_bytes=100 << 20, idle_s=1)
 service = Service(offer, Store(Path(state)), limits, lambda: Hand(Served(model, protocol, Path(plan))))
 place = Place("127.0.0.1", int(port))
 serve(service, Tokens(), place, place.bind(), print)
@@ -341,7 +342,9 @@ serve(service, Tokens(), place, place.bind(), print)
 
 
 def test_a_job_that_takes_more_memory_than_allowed_is_ended(of: Small, owner: Owner, tmp_path: Path) -> None:
-    """Any worker takes more than 100 MiB. The service is used as a library here."""
+    """Any worker takes more than 100 MiB; who says nothing for a second, or half of a request, is not waited for. The
+    service is used as a library here.
+    """
     port = free_port()
     command = [sys.executable, "-c", LIMITED, *of.names, str(of.plan_file), str(tmp_path), str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -350,6 +353,15 @@ def test_a_job_that_takes_more_memory_than_allowed_is_ended(of: Small, owner: Ow
                 connection.give_keys(owner)
                 with pytest.raises(EngineError, match="it took more than 100 MiB of memory; send fewer inputs"):
                     connection.infer(owner, of.inputs(14))
+            for head in (b"", b"GET /health HTTP/1.1\r\nHost: x", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"):
+                with socket.create_connection(("127.0.0.1", port), 30) as slow:
+                    slow.sendall(head)
+                    while slow.recv(4096):
+                        pass  # it ends, by the server's doing
+            body = b"PUT /v1/jobs/" + str(uuid.uuid4()).encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+            with socket.create_connection(("127.0.0.1", port), 30) as slow:
+                slow.sendall(body + b"Content-Type: application/octet-stream\r\n\r\nhalf")
+                assert b" 408 " in slow.recv(4096)
         finally:
             process.kill()
 

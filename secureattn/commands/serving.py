@@ -37,6 +37,7 @@ def serve(options: Options) -> None:
     """Plan unless there is a plan, say what is served and what limits there are, serve until told to end."""
     if importlib.util.find_spec("tenseal") is None:  # the workers load it, this process does not
         raise EngineError(f"the ckks engine needs the package tenseal, which is missing; run {INSTALL['ckks']}")
+    output.writable(options.json)
     tokens = Tokens.load(options.tokens_file) if options.tokens_file else Tokens()
     place = Place(options.host, options.port, options.tls_cert, options.tls_key)
     place.check(tokens, insecure=options.insecure)
@@ -54,6 +55,9 @@ def serve(options: Options) -> None:
             f"{limits.jobs}, of up to {units.data(limits.memory_bytes)} each"
         )
         console.print(f"trust: {offer.trust}")
+        if options.json:
+            about = {"schema": 1, "url": place.url, "plan": offer.hash, "model": options.model}
+            output.write_json(options.json, {**about, "protocol": options.protocol, "trust": offer.trust})
         if options.state is None:
             console.print("keys and jobs are not kept when it ends; --state FOLDER keeps them")
         listen(

@@ -185,7 +185,7 @@ class Connection:
                     self._progress(text, sent >> 10, size >> 10)
 
     def _get(self, path: str, file: Path) -> None:
-        file.write_bytes(self._request("GET", path).content)
+        self._request("GET", path, to=file)
 
     def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """An answer that is no refusal; a server that cannot be reached, or says it is busy, is tried again."""
@@ -207,9 +207,22 @@ class Connection:
             pause = min(2 * pause, 2.0)
 
     def _once(
-        self, method: str, path: str, *, content: Callable[[], Iterator[bytes]] | None = None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Callable[[], Iterator[bytes]] | None = None,
+        to: Path | None = None,
+        **options: Any,
     ) -> httpx2.Response:
-        answer = self._http.request(method, path, content=content and content(), **options)
+        """One request; what it brings goes ``to`` a file, where one is given."""
+        with self._http.stream(method, path, content=content and content(), **options) as answer:
+            if answer.status_code < 400 and to is not None:
+                with to.open("wb") as file:
+                    for chunk in answer.iter_bytes(_CHUNK):
+                        file.write(chunk)
+                return answer
+            answer.read()
         if answer.status_code < 400:
             return answer
         try:

@@ -102,8 +102,9 @@ class Queue:
     async def _slot(self) -> None:
         """One worker's place: give it jobs, put another in its place when it has gone."""
         while True:
-            hand = self._hands()
+            hand: Hand | None = None
             try:
+                hand = self._hands()
                 await hand.ready()
                 self.workers += 1
                 try:
@@ -111,11 +112,12 @@ class Queue:
                         pass
                 finally:
                     self.workers -= 1
-            except EngineError as error:
-                _LOG.error("a worker could not start: %s", error)
+            except (EngineError, OSError) as error:
+                _LOG.error("a worker could not start, or the disk is full: %s", error)
                 await asyncio.sleep(_AGAIN_S)
             finally:
-                hand.end()
+                if hand is not None:
+                    hand.end()
 
     async def _next(self, loaded: str) -> Job:
         """The oldest job of the client who was served longest ago, or one of hers whose keys are loaded."""
@@ -145,6 +147,11 @@ class Queue:
             if not working.done():
                 await self._note(job, *watching.result())
             return working.done() and working.result()
+        except OSError as error:  # of the disk, where even that it failed cannot be kept
+            _LOG.error("job %s cannot be kept: %s", job.id, error)
+            job.state, job.error = FAILED, "the server cannot keep what it computes; try again later"
+            await self._changed(job)
+            return False
         finally:
             for task in (working, watching):
                 task.cancel()

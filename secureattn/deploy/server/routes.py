@@ -7,13 +7,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response, Security
 from fastapi import Path as InPath
-from fastapi.responses import FileResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from secureattn.deploy.parcel import ANSWER
 from secureattn.deploy.server.service import Refusal, Service
 from secureattn.deploy.server.shapes import Health, JobState, KeyState, OfferDocument, Problem
-from secureattn.deploy.server.uploads import BODY, uploaded
+from secureattn.deploy.server.uploads import BODY, sent, uploaded
 
 _MOST_WAIT_S = 30.0
 _BYTES: dict[str, Any] = {"content": {BODY: {"schema": {"type": "string", "format": "binary"}}}}
@@ -29,6 +28,7 @@ _REASONS = {
     422: "a parameter is not what it should be",
     429: "too much of it is here already",
     503: "the server is shutting down, or has no worker",
+    507: "the server has no room to keep it",
 }
 _BEARER = HTTPBearer(auto_error=False, description="a token that secureattn token made")
 
@@ -92,7 +92,7 @@ keys_of = APIRouter(prefix="/v1/keys", tags=["keys"])
 @keys_of.put(
     "/{keys}/{part}",
     summary="Upload public.key or evaluation.key",
-    responses=refusals(400, 401, 408, 409, 413, 415, 429),
+    responses=refusals(400, 401, 408, 409, 413, 415, 429, 507),
     openapi_extra=_UPLOAD,
 )
 async def put_key(request: Request, service: Of, keys: Keys, part: PartName, whose: Who) -> KeyState:
@@ -123,7 +123,7 @@ async def get_jobs(service: Of, whose: Who) -> list[JobState]:
 @jobs_of.put(
     "/{job}",
     summary="Upload a query, under an id that the client chooses; again, it is the same job",
-    responses=refusals(400, 401, 408, 409, 413, 415, 429, 503),
+    responses=refusals(400, 401, 408, 409, 413, 415, 429, 503, 507),
     openapi_extra=_UPLOAD,
 )
 async def put_job(request: Request, service: Of, job: UUID, whose: Who) -> JobState:
@@ -149,18 +149,18 @@ async def get_job(
 @jobs_of.get(
     "/{job}/rounds/{number}",
     summary="The masked ciphertexts that a job wants refreshed",
-    response_class=FileResponse,
+    response_class=Response,
     responses={200: _BYTES, **refusals(401, 404, 409)},
 )
-async def get_round(service: Of, job: UUID, number: Round, whose: Who) -> FileResponse:
-    return FileResponse(service.request(service.job(whose, str(job)), number), media_type=BODY)
+async def get_round(service: Of, job: UUID, number: Round, whose: Who) -> Response:
+    return sent(service.request(service.job(whose, str(job)), number))
 
 
 @jobs_of.put(
     "/{job}/rounds/{number}",
     status_code=204,
     summary="The same afresh",
-    responses=refusals(400, 401, 404, 408, 409, 413, 415),
+    responses=refusals(400, 401, 404, 408, 409, 413, 415, 507),
     openapi_extra=_UPLOAD,
 )
 async def put_round(request: Request, service: Of, job: UUID, number: Round, whose: Who) -> None:
@@ -173,11 +173,11 @@ async def put_round(request: Request, service: Of, job: UUID, number: Round, who
 @jobs_of.get(
     "/{job}/result",
     summary="The encrypted result of a job that is done",
-    response_class=FileResponse,
+    response_class=Response,
     responses={200: _BYTES, **refusals(401, 404, 409)},
 )
-async def get_result(service: Of, job: UUID, whose: Who) -> FileResponse:
-    return FileResponse(service.result(service.job(whose, str(job))), media_type=BODY)
+async def get_result(service: Of, job: UUID, whose: Who) -> Response:
+    return sent(service.result(service.job(whose, str(job))))
 
 
 @jobs_of.delete(

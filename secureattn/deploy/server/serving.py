@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from secureattn.deploy.server.app import application
 from secureattn.deploy.server.service import Service
@@ -77,6 +78,7 @@ def serve(
     """
     config = uvicorn.Config(
         application(service, tokens),
+        http=type("Timed", (_Timed,), {"head_s": service.limits.idle_s}),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -95,6 +97,31 @@ def serve(
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     server = _Server(config, service, tell)
     server.run([listening])
+
+
+class _Timed(H11Protocol):
+    """Closes a connection where a request's head does not become whole in time; bodies have a limit of their own."""
+
+    head_s: float
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Look at it now and then."""
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.head_s, self._look, True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """No more."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _look(self, begun: bool) -> None:
+        """``begun``: there was part of a head the last time as well, or nothing has come yet."""
+        cycle: RequestResponseCycle | None = self.cycle
+        part = cycle is None or (cycle.response_complete and bool(self.conn.trailing_data[0]))
+        if part and begun:
+            self.transport.close()
+            return
+        self._timer = self.loop.call_later(self.head_s, self._look, part)
 
 
 class _Server(uvicorn.Server):

@@ -1,21 +1,24 @@
-"""Bodies of requests: straight to files, never more than is allowed, never for longer than is allowed, as they are."""
+"""Bodies of requests and answers: straight to files and from them, never more or for longer than is allowed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from secureattn.deploy.server.service import Refusal, Service
 from secureattn.ledger import units
 
 BODY = "application/octet-stream"
+_CHUNK = 1 << 18
 _LEFT_BYTES, _LEFT_S = 1 << 25, 5.0  # read of a body that was refused, at most
 
 
@@ -58,7 +61,26 @@ async def _received(request: Request, path: Path, most: int, idle_s: float) -> s
             if size > most:
                 raise _too_large(most)
             digest.update(chunk)
-            file.write(chunk)
+            try:
+                file.write(chunk)
+            except OSError:
+                raise Refusal(507, "the server has no room to keep it; try again later", again_s=60) from None
+
+
+def sent(path: Path) -> Response:
+    """A file as an answer; Refusal where it is gone, as it was needed no longer."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise Refusal(409, "that is over; ask what has become of the job") from None
+
+    def chunks() -> Iterator[bytes]:
+        with file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    size = os.fstat(file.fileno()).st_size
+    return StreamingResponse(chunks(), media_type=BODY, headers={"content-length": str(size)})
 
 
 def _too_large(most: int) -> Refusal:
