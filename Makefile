@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.secureattn-ready
 MINILM := $(VENV)/.secureattn-minilm
-EXTRAS := ckks,mpc,models,plot,text,report,serve,dev
+EXTRAS := ckks,mpc,models,plot,text,report,serve,ray,dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -8,8 +8,9 @@ INSTALL = {
     "crypten": "pip install omegaconf pyyaml cryptography && pip install --no-deps crypten==0.4.1",
     "text": "pip install tokenizers",
     "serve": "pip install fastapi fastapi-offline uvicorn prometheus-client httpx2",
+    "ray": "pip install ray",
 }
-"""Engine, text as input, or a server and its clients → the command that brings what it needs."""
+"""Engine, text as input, a server and its clients, or a cluster of them → the command that brings what it needs."""
 
 
 class SecureAttnError(Exception):

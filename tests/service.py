@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from secureattn import load_model, load_protocol, make_plan
 from secureattn.deploy.offer import Offer, write_plan
@@ -78,6 +79,7 @@ def small(folder: Path) -> Small:
     parameters.save(folder / "model" / "model.safetensors", weights)
     (folder / "model" / "config.json").write_text(CONFIG.to_json())
     (folder / "model" / "ranges.json").write_text(calibrate(CONFIG, weights, inputs, margin=0.3).to_json())
+    save_file({"inputs": inputs[:8]}, folder / "model" / "samples.safetensors")
     (folder / "small.toml").write_text(PROTOCOL)
     with mock.patch("secureattn.plan.ckks.RINGS", (1 << 13,)):
         model, protocol = load_model(folder / "model"), load_protocol(folder / "small.toml")

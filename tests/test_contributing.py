@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pages
 import pytest
 from helpers import assert_close
 
@@ -16,16 +14,14 @@ from secureattn.approx import realise
 from secureattn.backends.plaintext import PlaintextBackend
 from secureattn.plan.select import cheapest
 
-TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+TEXT = (pages.ROOT / "CONTRIBUTING.md").read_text()
 
 
 @pytest.fixture
 def mish(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The file of the walk-through, as a module among the functions."""
-    found = re.search(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    assert found
     module = ModuleType("mish")
-    exec(compile(textwrap.dedent(found[1]), "mish.py", "exec", dont_inherit=True), module.__dict__)
+    exec(compile(pages.python(TEXT), "mish.py", "exec", dont_inherit=True), module.__dict__)
     monkeypatch.setitem(approx.FUNCTIONS, "mish", module)
     return module
 

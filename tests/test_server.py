@@ -213,6 +213,19 @@ def test_a_worker_that_dies_is_replaced_and_its_job_begun_again(of: Small, owner
     assert_close(found, of.clear(of.inputs(6)), NOISE, "by another worker")
 
 
+def test_workers_that_die_between_jobs_are_replaced_at_once(of: Small, owner: Owner) -> None:
+    """No job has to meet them first, and none pays for it with a try."""
+    with running(of) as server, http(server) as client:
+        give_keys(server, "", owner)
+        (killed,) = server.workers()
+        os.kill(killed, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while killed in server.workers() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        job = put_job(client, query_file(of, owner, 17))
+        assert wait_for(client, job, lambda told: told["round"] == 1)["tries"] == 1
+
+
 def test_a_server_that_is_told_to_end_loses_nothing(of: Small, owner: Owner, tmp_path: Path) -> None:
     """What runs is finished, what waits is done after the next start, and meanwhile no job is taken."""
     port, seeds, found = free_port(), (7, 8), {}
@@ -238,6 +251,9 @@ def test_a_server_that_is_told_to_end_loses_nothing(of: Small, owner: Owner, tmp
             answer_all(client, owner, job, tmp_path)
             assert client.get(f"/v1/jobs/{job}").json()["state"] == "done"
             result = client.get(f"/v1/jobs/{job}/result").content
+            assert (
+                client.delete(f"/v1/jobs/{job}").status_code == 204
+            )  # it was waited for, and is there: now it may end
             assert server.process.wait(60) == 0
             with running(of, "--state", tmp_path, port=port):
                 for one in waiting:
@@ -260,6 +276,70 @@ def answer_all(client: httpx2.Client, owner: Owner, job: str, folder: Path) -> N
         (folder / "request").write_bytes(client.get(path).content)
         owner.answer(folder / "request", folder / "answer")
         assert client.put(path, content=(folder / "answer").read_bytes(), headers=BODY).status_code == 204
+
+
+# ---- shared slots -----------------------------------------------------------------------------------------------
+
+
+def test_small_queries_under_the_same_keys_share_an_evaluation(of: Small, owner: Owner, tmp_path: Path) -> None:
+    """Three of one input each for two slots, under the same keys, and one under others: three evaluations for four."""
+    seeds = (21, 22, 23)
+    other = Owner.generate(of.offer, tmp_path / "other")
+    with running(of, "--share", 2) as server, http(server) as client:
+
+        def infer(who: Owner, seed: int) -> Any:
+            with Connection(server.url) as connection:
+                return connection.infer(who, of.inputs(seed, 1), share=True)
+
+        for who in (owner, other):
+            give_keys(server, "", who)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(infer, owner, seed) for seed in seeds]
+            alone = pool.submit(infer, other, 24)
+            for seed, one in zip(seeds, asked, strict=True):
+                assert_close(one.result(90), of.clear(of.inputs(seed, 1)), NOISE, "its own row of what was shared")
+            assert_close(alone.result(90), of.clear(of.inputs(24, 1)), NOISE, "with a public input beside it")
+        said = client.get("/metrics").text
+        assert 'jobs_ended_total{state="done"} 4.0' in said
+        assert "secureattn_job_seconds_count 3.0" in said
+    other.close()
+
+
+def test_who_leaves_shared_slots_leaves_the_others_there(of: Small, owner: Owner, tmp_path: Path) -> None:
+    with running(of, "--share", 5) as server, http(server) as client:
+        give_keys(server, "", owner)
+        jobs, places = [], []
+        for seed in (25, 26):
+            place = client.post(f"/v1/places/{owner.keys}?samples=1").json()
+            owner.encrypt(of.inputs(seed, 1), tmp_path / "query", place=(place["group"], place["offset"]))
+            jobs.append(put_job(client, tmp_path / "query"))
+            places.append(place)
+        assert places[0]["group"] == places[1]["group"]
+        assert [place["offset"] for place in places] == [0, 1]
+        wait_for(client, jobs[1], lambda told: told["round"] == 1)
+        again = client.put(f"/v1/jobs/{uuid.uuid4()}", content=(tmp_path / "query").read_bytes(), headers=BODY)
+        assert again.json() == {"error": "that place among the slots is gone; ask for another and encrypt for it"}
+        assert client.get(f"/v1/jobs/{jobs[0]}").json()["round"] == 1
+        assert client.delete(f"/v1/jobs/{jobs[0]}").status_code == 204
+        assert client.get(f"/v1/jobs/{jobs[0]}").json()["state"] == "cancelled"
+        answer_all(client, owner, jobs[1], tmp_path)
+        (tmp_path / "result").write_bytes(client.get(f"/v1/jobs/{jobs[1]}/result").content)
+    assert_close(owner.decrypt(tmp_path / "result")[1:2], of.clear(of.inputs(26, 1)), NOISE, "who stayed")
+
+
+def test_places_that_are_none(
+    of: Small, server: Running, tokens: dict[str, str], owner: Owner, ann: httpx2.Client
+) -> None:
+    """Where slots are not shared, for keys that are not there, and in files that say what no server gave them."""
+    give_keys(server, tokens["ann"], owner)
+    path = f"/v1/places/{owner.keys}"
+    assert ann.post(f"{path}?samples=1").json()["error"] == "slots are not shared here; send a query of its own"
+    for group, offset in (("x", 0), ("0" * 32, -1), ("0" * 32, SAMPLES)):
+        with pytest.raises(InputError, match="says a place among the slots that is none"):
+            owner.encrypt(of.inputs(27, 1), of.folder / "nowhere", place=(group, offset))
+    owner.encrypt(of.inputs(27, 1), of.folder / "nowhere", place=("0" * 32, 0))
+    refused = ann.put(f"/v1/jobs/{uuid.uuid4()}", content=(of.folder / "nowhere").read_bytes(), headers=BODY)
+    assert (refused.status_code, refused.json()["error"][:34]) == (409, "that place among the slots is gone")
 
 
 # ---- limits -----------------------------------------------------------------------------------------------------
@@ -511,7 +591,7 @@ def test_nothing_that_its_own_description_allows_or_forbids_makes_it_fail(
     made = re.search(r"(\d+) generated", done.stdout)
     assert tested is not None
     assert made is not None
-    assert int(tested[1]) == 14
+    assert int(tested[1]) == 15
     assert int(made[1]) > 150
     assert "Traceback" not in server.errors.read_text()
 

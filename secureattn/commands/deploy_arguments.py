@@ -77,6 +77,14 @@ def add_service(make: Make) -> None:
     serve.add_argument("--tokens-file", type=Path, metavar="FILE", help="clients, as secureattn token writes them")
     serve.add_argument("--insecure", action="store_true", help="listen beyond this machine without TLS or tokens")
     serve.add_argument("--state", type=Path, metavar="FOLDER", help="keep keys and jobs there across restarts")
+    serve.add_argument(
+        "--share",
+        type=positive,
+        metavar="S",
+        help="seconds a small query waits for others under its keys, to share slots",
+    )
+    text = "spread jobs over a Ray cluster: HOST:PORT of its head, auto, or local to begin one on this machine"
+    serve.add_argument("--cluster", metavar="ADDRESS", help=text)
     limits = serve.add_argument_group("limits")
     limits.add_argument("--jobs", type=positive, default=1, metavar="N", help="jobs at once (default 1)")
     limits.add_argument("--memory", type=amount, metavar="GIB", help="memory of one job (default: twice the plan's)")
@@ -96,6 +104,7 @@ def add_service(make: Make) -> None:
     query.add_argument("--model", metavar="MODEL", help="for texts: whose tokenizer and public embedding they need")
     query.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token that the server gave us")
     query.add_argument("--ca", type=Path, metavar="PEM", help="certificates to trust (default: the system's)")
+    query.add_argument("--share", action="store_true", help="share slots with other queries under these keys")
     query.add_argument("--patience", type=positive, default=60, metavar="S", help="seconds to try to reach it (60)")
     query.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help=".npy or .json")
 

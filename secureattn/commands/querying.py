@@ -44,7 +44,7 @@ def query(options: Options) -> None:
                 began = time.monotonic()
                 server.give_keys(owner)
                 parts = [given[i : i + offer.terms.most] for i in range(0, len(given), offer.terms.most)]
-                found = [server.infer(owner, part, model=model) for part in parts]
+                found = [server.infer(owner, part, model=model, share=options.share) for part in parts]
     outputs = np.concatenate(found)
     _finish(options, offer, given, outputs, time.monotonic() - began)
 

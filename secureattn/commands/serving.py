@@ -7,13 +7,14 @@ import importlib.util
 import sys
 import tempfile
 from argparse import Namespace as Options
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from secureattn import load_model, load_protocol
 from secureattn.commands import output
+from secureattn.deploy.checks import filler, largest
 from secureattn.deploy.offer import Offer, read_plan, write_plan
 from secureattn.errors import INSTALL, EngineError, InputError
 from secureattn.ledger import units
@@ -22,7 +23,7 @@ from secureattn.plan import Plan, make_plan
 from secureattn.plan.memory import installed
 
 try:
-    from secureattn.deploy.server.hand import Hand
+    from secureattn.deploy.server.hand import Hand, Worker
     from secureattn.deploy.server.service import Service
     from secureattn.deploy.server.serving import Place
     from secureattn.deploy.server.serving import serve as listen
@@ -41,20 +42,26 @@ def serve(options: Options) -> None:
     tokens = Tokens.load(options.tokens_file) if options.tokens_file else Tokens()
     place = Place(options.host, options.port, options.tls_cert, options.tls_key)
     place.check(tokens, insecure=options.insecure)
-    with _state(options.state) as folder, place.bind() as listening:
+    with _state(options.state) as folder, place.bind() as listening, contextlib.ExitStack() as ending:
         place = replace(place, port=listening.getsockname()[1])
         plan, offer, file = _plan(options, folder)
-        assert plan.ckks is not None
         limits = _limits(options, plan)
+        if limits.share_s:
+            filler(plan.model)
         served = Served(options.model, options.protocol, file)
-        service = Service(offer, Store(folder), limits, lambda: Hand(served))
+        workers = _replicas(options, plan, offer, served, ending) if options.cluster else lambda: Hand(served)
+        service = Service(offer, Store(folder), limits, workers)
         console = output.stdout()
         console.print(f"[bold]{offer.title}[/bold] at {place.url}, for humans at {place.url}/docs")
         console.print(
             f"a query holds up to {offer.terms.most} inputs and is refreshed {offer.terms.rounds} times; jobs at once: "
             f"{limits.jobs}, of up to {units.data(limits.memory_bytes)} each"
+            f"{f', on the cluster at {options.cluster}' if options.cluster else ''}"
         )
         console.print(f"trust: {offer.trust}")
+        if limits.share_s:
+            slots = f"{offer.terms.slots} slots"
+            console.print(f"small queries under the same keys share {slots}, and wait {limits.share_s:g} s for others")
         if options.json:
             about = {"schema": 1, "url": place.url, "plan": offer.hash, "model": options.model}
             output.write_json(options.json, {**about, "protocol": options.protocol, "trust": offer.trust})
@@ -63,6 +70,21 @@ def serve(options: Options) -> None:
         listen(
             service, tokens, place, listening, lambda text: print(f"secureattn: {text}", file=sys.stderr, flush=True)
         )
+
+
+def _replicas(
+    options: Options, plan: Plan, offer: Offer, served: Served, ending: contextlib.ExitStack
+) -> Callable[[], Worker]:
+    """Makes replicas on a cluster, which is left, or ended where it was begun here, with ``ending``."""
+    from secureattn.deploy.server import cluster
+
+    assert plan.ckks is not None
+    size = cluster.Size(options.jobs, plan.ckks.workers, plan.ckks.memory.total, sum(largest(offer).values()))
+    found = ending.enter_context(cluster.joined(options.cluster, size))
+    found.serve(served)
+    if found.plain:
+        print(f"secureattn: warning: {cluster.PLAIN}", file=sys.stderr)
+    return found.hand
 
 
 def token(options: Options) -> None:
@@ -114,7 +136,7 @@ def _limits(options: Options, plan: Plan) -> Limits:
     assert plan.ckks is not None
     needed = plan.ckks.memory.total
     memory = int(options.memory * 2**30) if options.memory else 2 * needed
-    if options.jobs * needed > installed():
+    if options.cluster in (None, "local") and options.jobs * needed > installed():
         raise InputError(
             f"{options.jobs} jobs at once take {units.data(options.jobs * needed)} as planned, this machine has "
             f"{units.data(int(installed()))}; serve fewer at once, or plan with fewer --workers"
@@ -132,4 +154,5 @@ def _limits(options: Options, plan: Plan) -> Limits:
         answer_s=options.answer_time,
         keep_s=options.keep,
         grace_s=options.grace,
+        share_s=float(options.share or 0),
     )

@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from secureattn.backends.ckks import wire
 from secureattn.deploy import parcel
 from secureattn.deploy.offer import Offer
 from secureattn.deploy.parcel import ANSWER, EVALUATION, EVALUATION_FILE, PUBLIC_FILE, QUERY, Label, Parcel, opened
 from secureattn.errors import InputError
 from secureattn.nn.batch import Shape
+from secureattn.nn.model import Model
 
 ROOM = 1 << 16
 """Bytes that a file may have beside its parts, and for each of its inputs 16: names, sizes, lengths."""
@@ -56,10 +60,37 @@ def shape_of(note: Mapping[str, Any], offer: Offer) -> Shape:
     return shape
 
 
+def place_of(note: Mapping[str, Any], offer: Offer) -> tuple[str, int] | None:
+    """The group and offset of a query that shares its slots with others, None for one that has them alone; InputError
+    where it says something else.
+    """
+    if note.get("group") is None:
+        return None
+    group, offset, samples = note["group"], note.get("offset"), note.get("samples")
+    if (
+        type(offset) is not int
+        or type(samples) is not int
+        or not 0 <= offset < offset + samples <= offer.terms.slots
+        or not (isinstance(group, str) and len(group) == 32)
+        or offer.terms.ragged
+    ):
+        raise InputError("the file says a place among the slots that is none; ask for a place and encrypt for it")
+    return group, offset
+
+
+def filler(model: Model) -> npt.NDArray[np.float64]:
+    """The public input ``[S,F]`` in slots that nobody uses; InputError where the model has none that would do."""
+    if model.config.input != "features":
+        raise InputError(f"slots are shared by models of numbers; {model.config.name} takes tokens")
+    found: npt.NDArray[np.float64] = model.check(model.samples(1)[0])[0]
+    return found
+
+
 def check_query(query: Parcel, offer: Offer, keys: str) -> Shape:
     """What is public of a query's inputs; InputError unless it is one for these keys, whole."""
     offer.label(QUERY, keys).check(query.label, query.name)
     shape = shape_of(query.note, offer)
+    place_of(query.note, offer)
     levels = enumerate(offer.terms.input_levels)
     sizes = {i: wire.fresh_bytes(offer.terms.parameters, level) for i, level in levels}
     batches = range(len(offer.terms.batches(shape)))

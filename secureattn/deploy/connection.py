@@ -32,6 +32,8 @@ Array = npt.NDArray[np.float64]
 _WAIT_S = 20.0  # for the next change of a job, in one request
 _PATIENCE_S = 60.0  # for a server that cannot be reached
 _CHUNK = 1 << 20
+_BEGUN = 4  # times that a job's refreshes are answered from the first on, as it may be begun again
+_PLACES = 3  # asked for, one after another, where each is gone before it is filled
 _BODY = {"content-type": "application/octet-stream"}
 
 
@@ -108,28 +110,48 @@ class Connection:
         """Have the server forget the keys."""
         self._request("DELETE", f"/v1/keys/{owner.keys}")
 
-    def infer(self, owner: Owner, inputs: Any, *, model: Model | None = None) -> Array:
-        """Scores ``[N,C]``, vectors, or scores of next tokens of inputs, as ``Owner.encrypt`` takes them. EngineError
-        with the server's reason where there is no result; a job that is given up is cancelled there.
+    def infer(self, owner: Owner, inputs: Any, *, model: Model | None = None, share: bool = False) -> Array:
+        """Scores ``[N,C]``, vectors, or next tokens' scores of inputs, as ``Owner.encrypt`` takes them. ``share`` slots
+        with other queries under these keys, whose results can then be read here too.
+
+        EngineError with the server's reason where there is no result; a job that is given up is cancelled there.
         """
         with tempfile.TemporaryDirectory(prefix="secureattn-") as name:
-            folder = Path(name)
-            owner.encrypt(inputs, folder / "query", model=model)
-            job = f"/v1/jobs/{uuid.uuid4()}"
+            folder, job = Path(name), f"/v1/jobs/{uuid.uuid4()}"
             try:
-                self._put(job, folder / "query", "uploading the query")
+                mine = self._sent(owner, inputs, model, job, folder / "query", share)
                 self._done(owner, job, folder)
                 self._get(f"{job}/result", folder / "result")
-                return owner.decrypt(folder / "result")
+                return owner.decrypt(folder / "result")[mine]
             finally:
                 with contextlib.suppress(EngineError, httpx2.HTTPError):
                     self._once("DELETE", job)
 
     # ---- a job ----------------------------------------------------------------------------------------------
 
+    def _sent(self, owner: Owner, inputs: Any, model: Model | None, job: str, query: Path, share: bool) -> slice:
+        """Which rows of its result will be a query's; a place that is lost before it is filled is asked for again."""
+        for left in reversed(range(_PLACES)):
+            place, mine = None, slice(None)
+            if share:
+                path = f"/v1/places/{owner.keys}"
+                told = self._json("POST", path, params={"samples": len(inputs)})
+                place, mine = (told["group"], told["offset"]), slice(told["offset"], told["offset"] + len(inputs))
+            owner.encrypt(inputs, query, model=model, place=place)
+            try:
+                self._put(job, query, "uploading the query")
+                break
+            except Refused as refused:
+                if not (share and left and refused.status == 409):
+                    raise
+        return mine
+
     def _done(self, owner: Owner, job: str, folder: Path) -> None:
-        """Return when a job is done; answer its refreshes until then."""
+        """Return when a job is done; answer its refreshes until then, no more than its plan has for each time that it
+        may have been begun: every answer says whether what was asked fits the key, and no server needs more.
+        """
         version: int | None = None
+        left = _BEGUN * owner.offer.terms.most_rounds
         while True:
             query = {} if version is None else {"version": version, "wait": _WAIT_S}
             told = self._json("GET", job, params=query)
@@ -140,6 +162,9 @@ class Connection:
                 raise EngineError(f"{self.url} could not do it: {told['error'] or 'the job was cancelled'}")
             self._show(told)
             if told["round"] is not None:
+                left -= 1
+                if left < 0:
+                    raise EngineError(f"{self.url} asks for more refreshes than its plan has; nothing more is answered")
                 self._answer(owner, f"{job}/rounds/{told['round']}", folder)
 
     def _show(self, told: dict[str, Any]) -> None:

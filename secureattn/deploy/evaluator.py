@@ -5,14 +5,17 @@ No secret key is anywhere on this side, and a folder that holds one is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from secureattn.backends.ckks.keys import EvaluationKeys
 from secureattn.backends.ckks.roles import Answer
 from secureattn.backends.ckks.wire import PUBLIC
 from secureattn.deploy import parcel
-from secureattn.deploy.checks import check_keys, check_query
+from secureattn.deploy.checks import check_keys, check_query, filler, place_of
+from secureattn.deploy.merging import merged
 from secureattn.deploy.offer import Offer
 from secureattn.deploy.parcel import EVALUATION_FILE, PUBLIC_FILE, RESULT, SECRET_FILE, blobs, opened
 from secureattn.errors import EngineError, InputError
@@ -22,6 +25,8 @@ from secureattn.plan import Plan
 from secureattn.runs.ckks import Meter
 from secureattn.runs.result import Progress
 from secureattn.runs.roles import Server
+
+_Batch = tuple[list[bytes], int, tuple[int, ...] | None]
 
 
 def load_keys(folder: Path, offer: Offer) -> tuple[str, EvaluationKeys]:
@@ -62,9 +67,11 @@ class Evaluator:
             self._server = Server(self.plan, loaded, self.recorder)
         self.keys = keys
 
-    def evaluate(self, query: Path, result: Path, answer: Answer | None = None) -> None:
-        """A query into a result; ``answer`` reaches the key owner, where the plan refreshes."""
-        server, terms, layout = self._server, self.offer.terms, self.plan.ckks
+    def evaluate(self, query: Path | Sequence[Path], result: Path, answer: Answer | None = None) -> None:
+        """A query into a result, or several that share slots into one; ``answer`` reaches the key owner, where the plan
+        refreshes.
+        """
+        server, layout = self._server, self.plan.ckks
         if server is None or layout is None:
             raise EngineError("no keys are loaded to evaluate with")
         recorder, ask = server.machine.recorder, answer or _nobody
@@ -74,16 +81,31 @@ class Evaluator:
             with recorder.op(ANSWER):  # the key owner's time, and the way there and back
                 return ask(masked, levels)
 
-        with opened(query) as asked:
-            shape = check_query(asked, self.offer, self.keys)
-            parts: dict[str, bytes] = {}
+        parts: dict[str, bytes] = {}
+        note: dict[str, Any] = {}
+        for number, (ciphertexts, samples, lengths) in enumerate(self._batches(query, note)):
+            with recorder.phase("online"):
+                made = server.evaluate(ciphertexts, samples, refresh, lengths)
+            parts |= {f"{number}/{i}": blob for i, blob in enumerate(made)}
+        parcel.write(result, self.offer.label(RESULT, self.keys), blobs(parts), note)
+
+    def _batches(self, query: Path | Sequence[Path], note: dict[str, Any]) -> Iterator[_Batch]:
+        """Ciphertexts, inputs and their lengths of each batch; ``note`` learns what the result will say of them."""
+        assert self._server is not None
+        terms, queries = self.offer.terms, [query] if isinstance(query, Path) else list(query)
+        with contextlib.ExitStack() as stack:
+            asked = [stack.enter_context(opened(path)) for path in queries]
+            shapes = [check_query(one, self.offer, self.keys) for one in asked]
+            if place_of(asked[0].note, self.offer) is not None:
+                note |= {"samples": terms.slots, "lengths": None}
+                device = self._server.machine.device
+                yield merged(asked, shapes, self.offer, filler(self.plan.model), device), terms.slots, None
+                return
+            (one,), (shape,) = asked, shapes
+            note |= one.note
             for number, rows in enumerate(terms.batches(shape)):
-                blobs_in = [asked.part(f"{number}/{i}") for i in range(len(terms.input_levels))]
-                lengths = None if shape.lengths is None else tuple(shape.lengths[row] for row in rows)
-                with recorder.phase("online"):
-                    made = server.evaluate(blobs_in, len(rows), refresh, lengths)
-                parts |= {f"{number}/{i}": blob for i, blob in enumerate(made)}
-        parcel.write(result, self.offer.label(RESULT, self.keys), blobs(parts), asked.note)
+                lengths = shape.lengths and tuple(shape.lengths[row] for row in rows)
+                yield [one.part(f"{number}/{i}") for i in range(len(terms.input_levels))], len(rows), lengths
 
     @property
     def ledger(self) -> Ledger:

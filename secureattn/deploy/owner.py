@@ -17,7 +17,7 @@ from secureattn.backends.ckks import wire
 from secureattn.backends.ckks.keys import KeyOwner
 from secureattn.backends.ckks.wire import PUBLIC
 from secureattn.deploy import parcel
-from secureattn.deploy.checks import key_id, shape_of
+from secureattn.deploy.checks import key_id, place_of, shape_of
 from secureattn.deploy.offer import Offer, read_offer, write_offer
 from secureattn.deploy.parcel import (
     ANSWER,
@@ -102,16 +102,25 @@ class Owner:
 
     # ---- messages -------------------------------------------------------------------------------------------
 
-    def encrypt(self, inputs: Any, path: Path, *, model: Model | None = None) -> Shape:
+    def encrypt(
+        self, inputs: Any, path: Path, *, model: Model | None = None, place: tuple[str, int] | None = None
+    ) -> Shape:
         """Inputs ``[N,S,F]`` of numbers into a query; texts or tokens with their ``model``, whose public embedding and
-        tokenizer they need. What is public of them; InputError for inputs that the plan is not for.
+        tokenizer they need. ``place``: a group and an offset among the slots that a server gave, where other queries
+        under these keys share them. What is public of the inputs; InputError for such that the plan is not for.
         """
         values, shape = self._entering(inputs, model)
-        parts = {}
-        for number, rows in enumerate(self.offer.terms.batches(shape)):
-            for i, blob in enumerate(self.client.encrypt(values[rows])):
-                parts[f"{number}/{i}"] = blob
-        note = {"samples": shape.samples, "lengths": shape.lengths}
+        note: dict[str, Any] = {"samples": shape.samples, "lengths": shape.lengths}
+        batches = [values[rows] for rows in self.offer.terms.batches(shape)]
+        if place is not None:
+            group, offset = place
+            note |= {"group": group, "offset": offset}
+            place_of(note, self.offer)
+            shared = np.zeros((self.offer.terms.capacity, *values.shape[1:]))
+            shared[offset : offset + shape.samples] = values
+            batches = [shared]
+        encrypted = [self.client.encrypt(batch) for batch in batches]
+        parts = {f"{number}/{i}": blob for number, batch in enumerate(encrypted) for i, blob in enumerate(batch)}
         parcel.write(path, self.offer.label(QUERY, self.keys), blobs(parts), note)
         return shape
 

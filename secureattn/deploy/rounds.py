@@ -101,11 +101,14 @@ def serve(owner: Owner, folder: Path, *, wait_s: float, tell: Callable[[int], No
     without a result, or asks nothing for so many seconds.
     """
     number, deadline = 1, time.monotonic() + wait_s
+    most = owner.offer.terms.most_rounds
     stale = (folder / DONE).exists()  # of an earlier evaluation, until the next one begins
     while stale or not (folder / DONE).exists():
         stale = stale and (folder / DONE).exists()
         request = request_path(folder, number)
         if request.exists():
+            if number > most:
+                raise EngineError(f"{request.name} is one more than the plan's {most} refreshes; it is not answered")
             owner.answer(request, answer_path(folder, number))
             tell(number)
             number, deadline = number + 1, time.monotonic() + wait_s

@@ -35,16 +35,17 @@ class Worker:
     def __init__(self, link: Link, evaluator: Evaluator) -> None:
         self._link = link
         self._evaluator = evaluator
+        self._key_folder = ""
         self._told = 0.0
 
     def evaluate(self, job: dict[str, Any]) -> dict[str, Any]:
         """Do a job; what to say of it in the end."""
-        folder = Path(job["folder"])
+        run, queries = Path(job["run"]), [Path(query) for query in job["queries"]]
         try:
-            if self._evaluator.keys != job["keys"]:
+            if (self._evaluator.keys, self._key_folder) != (job["keys"], job["key_folder"]):  # names may coincide
                 self._evaluator.use(Path(job["key_folder"]))
-            answer = Rounds(folder, self._evaluator.offer, job["keys"], self._ask)
-            self._evaluator.evaluate(folder / "query", folder / "result", answer)
+            answer = Rounds(run, self._evaluator.offer, job["keys"], self._ask)
+            self._evaluator.evaluate(queries, run / "result", answer)
         except InputError as error:
             return {"refused": str(error)}
         except SecureAttnError as error:
@@ -54,7 +55,7 @@ class Worker:
         except (EOFError, OSError):
             raise
         except Exception as error:  # of ours, and none of the client's business
-            _LOG.exception("job %s failed", job["job"])
+            _LOG.exception("run %s failed", run.name)
             return {"failed": f"the evaluation failed inside the server ({type(error).__name__}); its log says more"}
         return {"done": True}
 

@@ -69,6 +69,16 @@ class Terms:
         """Queries that the planned batches hold."""
         return -(-self.samples // self.capacity) * self.capacity
 
+    @property
+    def slots(self) -> int:
+        """Queries that one set of ciphertexts holds."""
+        return min(self.samples, self.capacity) if self.dense else self.capacity
+
+    @property
+    def most_rounds(self) -> int:
+        """Refreshes of a query at most, of all its batches: whoever asks for more wants something else."""
+        return self.rounds * -(-self.samples // self.capacity)
+
     def batches(self, shape: Shape) -> list[list[int]]:
         """Inputs that share ciphertexts, by number, as ``Plan.batches_of`` has them."""
         rows = list(range(shape.samples))

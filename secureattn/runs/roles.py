@@ -48,14 +48,10 @@ class Client:
 
     def encrypt(self, inputs: Array) -> list[bytes]:
         """``[B,S,F]`` → one ciphertext per feature, or one for all."""
-        if self.terms.dense:
-            slots = dense_pack(inputs, self.terms.dense)
-        else:
-            slots = pack(inputs, self.terms.tokens, self.terms.capacity)
         scale = self.terms.parameters.scales[-1]
         return [
             self.owner.encrypt(column, level, scale)
-            for column, level in zip(slots, self.terms.input_levels, strict=True)
+            for column, level in zip(packed(self.terms, inputs), self.terms.input_levels, strict=True)
         ]
 
     def refresh(self, blobs: Sequence[bytes], levels: Sequence[int]) -> list[bytes]:
@@ -92,6 +88,13 @@ class Client:
             self.owner.decrypt_interleaved(blob, count, tokens) for blob, count in zip(blobs, counts, strict=True)
         ]
         return np.ascontiguousarray(np.concatenate(scores).T[:samples])
+
+
+def packed(terms: Terms, inputs: Array) -> list[Array]:
+    """``[B,S,F]`` → slots of the ciphertexts that hold it."""
+    if terms.dense:
+        return dense_pack(inputs, terms.dense)
+    return pack(inputs, terms.tokens, terms.capacity)
 
 
 class Server:

@@ -22,7 +22,7 @@ from secureattn.deploy.server.uploads import Unread
 from secureattn.errors import SecureAttnError
 
 _LOG = logging.getLogger(__name__)
-_ROUTERS = (routes.about, routes.keys_of, routes.jobs_of)
+_ROUTERS = (routes.about, routes.keys_of, routes.jobs_of, routes.places_of)
 _Handler = Callable[[Request, Any], Awaitable[Response]]
 
 

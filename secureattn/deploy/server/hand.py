@@ -10,7 +10,7 @@ import subprocess
 import sys
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from secureattn.backends.ckks.processes import Link
 from secureattn.deploy.server.settings import Served
@@ -21,8 +21,33 @@ class Died(EngineError):
     """The worker is gone in the middle of a job."""
 
 
+class Gone(Died):
+    """The worker was gone before it was told of a job, which is not to blame."""
+
+
+class Worker(Protocol):
+    """What the queue needs of a worker, wherever it is. ``keys``: those of the job it did last, which it has loaded."""
+
+    keys: str
+
+    async def ready(self) -> None:
+        """Wait until it has loaded the model; EngineError where it cannot."""
+
+    async def tell(self, note: Any) -> None:
+        """Say a few words; Gone where nobody was there to be told of a job, else Died where it dies."""
+
+    async def hear(self) -> dict[str, Any]:
+        """What it says next; Died where it is gone. May be given up and asked again: nothing it says is lost."""
+
+    async def memory_bytes(self) -> int:
+        """What it has in memory; 0 where nobody says."""
+
+    def end(self) -> None:
+        """It is over, whatever it is doing."""
+
+
 class Hand:
-    """One worker. ``keys``: those of the job it did last, which it has loaded."""
+    """A worker process on this machine."""
 
     def __init__(self, served: Served) -> None:
         self.keys = ""
@@ -40,12 +65,12 @@ class Hand:
         if "unfit" in told:
             raise EngineError(str(told["unfit"]))
 
-    def tell(self, note: Any) -> None:
-        """Say a few words; Died where nobody is there."""
+    async def tell(self, note: Any) -> None:
+        """Say a few words; Gone or Died where nobody is there."""
         try:
             self._link.send(note)
         except OSError:
-            raise Died(self._death()) from None
+            raise (Gone if "job" in note else Died)(self._death()) from None
 
     async def hear(self) -> dict[str, Any]:
         """What it says next; Died where it is gone."""
@@ -63,9 +88,9 @@ class Hand:
             raise Died(self._death()) from None
         return dict(note)
 
-    def memory_bytes(self) -> int:
+    async def memory_bytes(self) -> int:
         """What its processes have in memory, pages that they share counted once; 0 where the system does not say."""
-        return sum(map(_proportional, _session(self._process.pid)))
+        return await asyncio.to_thread(lambda: sum(map(_proportional, _session(self._process.pid))))
 
     def end(self) -> None:
         """It is over, whatever it is doing, with every process it has forked."""

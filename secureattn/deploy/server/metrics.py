@@ -18,7 +18,7 @@ class Metrics:
         self.rounds = Counter("secureattn_rounds", "Refreshes that were answered", registry=own)
         self.received = Counter("secureattn_received_bytes", "Bytes of uploads that were accepted", registry=own)
         self.refused = Counter("secureattn_refused", "Requests that were refused", ["status"], registry=own)
-        self.deaths = Counter("secureattn_worker_deaths", "Workers that died in the middle of a job", registry=own)
+        self.deaths = Counter("secureattn_worker_deaths", "Workers that died", registry=own)
 
     def text(self) -> bytes:
         """In Prometheus's format."""

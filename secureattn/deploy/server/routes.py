@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from secureattn.deploy.parcel import ANSWER
 from secureattn.deploy.server.service import Refusal, Service
-from secureattn.deploy.server.shapes import Health, JobState, KeyState, OfferDocument, Problem
+from secureattn.deploy.server.shapes import Health, JobState, KeyState, OfferDocument, PlaceDocument, Problem
 from secureattn.deploy.server.uploads import BODY, sent, uploaded
 
 _MOST_WAIT_S = 30.0
@@ -56,6 +56,7 @@ Of = Annotated[Service, Depends(service_of)]
 Who = Annotated[str, Depends(client_of)]
 Keys = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="what a key set is called, as in secret.key")]
 Round = Annotated[int, InPath(ge=1, le=1_000_000, description="a round that a job waits for")]
+Samples = Annotated[int, Query(ge=1, le=1_000_000, description="inputs of the query")]
 PartName = Literal["public", "evaluation"]
 
 about = APIRouter(tags=["about"])
@@ -77,7 +78,7 @@ async def ready(service: Of) -> Health:
 @about.get("/v1/offer", summary="What is served, on which terms")
 async def offer(service: Of) -> OfferDocument:
     limits = service.limits
-    told = {"answer_s": limits.answer_s, "job_s": limits.job_s, "keep_s": limits.keep_s, "waiting": limits.waiting}
+    told = {"answer_s": limits.answer_s, "job_s": limits.job_s, "keep_s": limits.keep_s, "share_s": limits.share_s}
     return OfferDocument(offer=service.offer.document(), hash=service.offer.hash, bytes=service.sizes, limits=told)
 
 
@@ -185,3 +186,15 @@ async def get_result(service: Of, job: UUID, whose: Who) -> Response:
 )
 async def delete_job(service: Of, job: UUID, whose: Who) -> None:
     await service.drop_job(service.job(whose, str(job)))
+
+
+places_of = APIRouter(prefix="/v1/places", tags=["jobs"])
+
+
+@places_of.post(
+    "/{keys}",
+    summary="Slots for a query that shares them with others under the same keys",
+    responses=refusals(401, 404, 409),
+)
+async def post_place(service: Of, keys: Keys, samples: Samples, whose: Who) -> PlaceDocument:
+    return PlaceDocument(**vars(service.place(whose, keys, samples)))

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from secureattn.deploy.checks import check_answer, check_keys, check_query, largest
+from secureattn.deploy.checks import check_answer, check_keys, check_query, largest, place_of
 from secureattn.deploy.offer import Offer
 from secureattn.deploy.parcel import ANSWER, EVALUATION, PUBLIC, QUERY, Label, opened
 from secureattn.deploy.rounds import answer_path, request_path
-from secureattn.deploy.server.hand import Hand
+from secureattn.deploy.server.hand import Worker
 from secureattn.deploy.server.metrics import Metrics
+from secureattn.deploy.server.places import Place, Places
 from secureattn.deploy.server.queue import Queue
 from secureattn.deploy.server.settings import Limits
 from secureattn.deploy.server.store import DONE, FAILED, KEY_FILES, QUEUED, RUNNING, Job, Store
@@ -37,12 +38,13 @@ class Refusal(SecureAttnError):
 class Service:
     """One offer, its queue, and what is kept for clients; none sees what is another's."""
 
-    def __init__(self, offer: Offer, store: Store, limits: Limits, hands: Callable[[], Hand]) -> None:
+    def __init__(self, offer: Offer, store: Store, limits: Limits, hands: Callable[[], Worker]) -> None:
         self.offer = offer
         self.limits = limits
         self.metrics = Metrics()
         self.sizes = largest(offer)
-        self.queue = Queue(store, limits, self.metrics, hands)
+        self.places = Places(offer.terms.slots, limits.share_s)
+        self.queue = Queue(store, limits, self.metrics, self.places, hands)
         self.store = store
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -136,20 +138,32 @@ class Service:
             if known.query_hash != digest:
                 raise Refusal(409, f"{job_id} is another query's; choose another id")
             return known
-        keys, samples = await asyncio.to_thread(self._check_query, upload)
+        keys, samples, place = await asyncio.to_thread(self._check_query, upload)
         if len(self.store.key_parts(client, keys)) < len(KEY_FILES):
             raise Refusal(409, f"keys {keys} are not here in full; upload them first")
         if known := self.room_for_job(client, job_id):
             return known
-        job = Job(job_id, client, keys, samples, digest, self.offer.hash)
+        if place and not self.places.holds(client, keys, place):
+            raise Refusal(409, "that place among the slots is gone; ask for another and encrypt for it")
+        job = Job(job_id, client, keys, samples, digest, self.offer.hash, place.group if place else "")
         self.store.add_job(job, upload)
         await self.queue.add(job)
         return job
 
-    def _check_query(self, upload: Path) -> tuple[str, int]:
+    def _check_query(self, upload: Path) -> tuple[str, int, Place | None]:
         with opened(upload, name="the query") as query:
             keys = query.label.keys
-            return keys, check_query(query, self.offer, keys).samples
+            samples, place = check_query(query, self.offer, keys).samples, place_of(query.note, self.offer)
+            return keys, samples, place and Place(*place, samples)
+
+    def place(self, client: str, keys: str, samples: int) -> Place:
+        """Slots for a query that shares them; Refusal where none are shared, or there are not so many."""
+        if not self.limits.share_s:
+            raise Refusal(409, "slots are not shared here; send a query of its own")
+        if samples > self.places.slots:
+            raise Refusal(409, f"{samples} inputs are more than the {self.places.slots} slots there are; send fewer")
+        self.key_parts(client, keys)
+        return self.places.give(client, keys, samples)
 
     def job(self, client: str, job_id: str) -> Job:
         """A client's job; Refusal where there is none, whoever else may have one."""
@@ -171,14 +185,14 @@ class Service:
         """The file of the round that a job waits for; Refusal where it waits for no such."""
         if job.round != number:
             raise Refusal(409, f"job {job.id} does not wait for round {number}; ask what it waits for")
-        return request_path(self.store.job(job.id), number)
+        return request_path(self.queue.folder(job), number)
 
     async def answer(self, job: Job, number: int, upload: Path) -> None:
         """An answer that was uploaded; InputError where it answers something else, and the job goes on waiting."""
         request = self.request(job, number)
         await asyncio.to_thread(self._check_answer, job, request, upload)
         self.request(job, number)
-        upload.replace(answer_path(self.store.job(job.id), number))
+        upload.replace(answer_path(self.queue.folder(job), number))
         await self.queue.answer(job)
 
     def _check_answer(self, job: Job, request: Path, upload: Path) -> None:

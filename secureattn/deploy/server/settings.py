@@ -14,7 +14,8 @@ class Limits:
     ``key_sets_in_all`` are kept. A job may take ``job_s`` seconds, the client as many as ``answer_s`` for a refresh,
     an upload may stand still for ``idle_s``. Results and unused keys are kept for ``keep_s`` and ``keep_keys_s``; at
     the end, jobs have ``grace_s``. A worker's processes may take ``memory_bytes`` together; ``tries``: how often a job
-    is begun whose worker dies.
+    is begun whose worker dies; ``share_s``: how long a small query waits for others under its keys to share its slots,
+    0 where none does.
     """
 
     memory_bytes: int
@@ -30,9 +31,10 @@ class Limits:
     keep_keys_s: float = 7 * 86400.0
     grace_s: float = 60.0
     tries: int = 2
+    share_s: float = 0.0
 
     def __post_init__(self) -> None:
-        wrong = [name for name, value in vars(self).items() if not value > 0]
+        wrong = [name for name, value in vars(self).items() if not value > 0 and name != "share_s"]
         if wrong:
             raise InputError(f"limits must be above 0: {', '.join(wrong)}")
 

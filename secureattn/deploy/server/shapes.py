@@ -42,6 +42,14 @@ class KeyState(BaseModel):
     parts: list[str] = Field(description="of public and evaluation")
 
 
+class PlaceDocument(BaseModel):
+    """Slots that a query of this ``group`` may fill: its inputs from ``offset`` on, and 0 in all others."""
+
+    group: str
+    offset: int
+    samples: int
+
+
 class OfferDocument(BaseModel):
     """What is served: ``offer`` is the plan's terms, which keys and queries are made for."""
 

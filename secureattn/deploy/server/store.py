@@ -1,7 +1,7 @@
 """What a server keeps on disk: key sets of clients, and jobs with their files, so that a restart loses none.
 
-``keys/<client>/<keys>/`` holds what a client uploaded of her keys, ``jobs/<id>/`` a query, requests, answers, a result
-and ``job.json``. Nothing in it is secret but from other clients.
+``keys/<client>/<keys>/`` holds what a client uploaded of her keys, ``jobs/<id>/`` a query, a result and ``job.json``,
+``runs/<id>/`` the requests and answers of an evaluation. Nothing in it is secret but from other clients.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from secureattn.deploy.parcel import EVALUATION_FILE, PUBLIC_FILE
 
@@ -26,7 +27,8 @@ KEY_FILES = {"public": PUBLIC_FILE, "evaluation": EVALUATION_FILE}
 @dataclass
 class Job:
     """A query and what has become of it. ``version`` counts changes; ``round``: the request that waits for an answer;
-    ``tries``: how often it was begun; ``query_hash`` tells a repeated upload from another one.
+    ``tries``: how often it was begun; ``query_hash`` tells a repeated upload from another one; ``group``: of jobs that
+    share slots, empty for one that has them alone.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Job:
     samples: int
     query_hash: str
     plan: str
+    group: str = ""
     state: str = QUEUED
     error: str = ""
     tries: int = 0
@@ -58,11 +61,11 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("keys", "jobs", "incoming"):
+        for name in ("incoming", "runs"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("keys", "jobs", "incoming", "runs"):
             (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
-        for left in (folder / "incoming").iterdir():
-            left.unlink()
 
     def incoming(self) -> Path:
         """A new name for an upload."""
@@ -131,18 +134,34 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
         yield from sorted(found, key=lambda job: job.created)
 
-    def clear(self, job: Job, *, all_but_result: bool = False) -> None:
-        """Take away what an earlier try left, or, once a job is over, all that is not its result."""
-        for path in self.job(job.id).iterdir():
-            left = path.suffix in (".request", ".answer") or path.name == "result"
-            if path.name not in ("result", "job.json") if all_but_result else left:
-                path.unlink()
+    def forget_query(self, job: Job) -> None:
+        """What was asked is of no use once a job is over."""
+        (self.job(job.id) / "query").unlink(missing_ok=True)
 
-    def told(self, job: Job) -> dict[str, str]:
-        """What a worker needs to know of a job."""
-        key_folder = self.keys(job.client, job.keys)
+    # ---- runs -----------------------------------------------------------------------------------------------
+
+    def begin(self) -> Path:
+        """A folder for an evaluation."""
+        folder = self.folder / "runs" / uuid.uuid4().hex
+        folder.mkdir()
+        return folder
+
+    def end(self, run: Path) -> None:
+        """It is over, whatever came of it."""
+        shutil.rmtree(run, ignore_errors=True)
+
+    def finished(self, run: Path, job: Job) -> None:
+        """A run's result is that of each of its jobs."""
+        to = self.job(job.id) / "result"
+        to.unlink(missing_ok=True)
+        os.link(run / "result", to)
+
+    def told(self, run: Path, jobs: list[Job]) -> dict[str, Any]:
+        """What a worker needs to know of jobs under one key set."""
+        key_folder = self.keys(jobs[0].client, jobs[0].keys)
         (key_folder / PUBLIC_FILE).touch()
-        return {"job": job.id, "folder": str(self.job(job.id)), "keys": job.keys, "key_folder": str(key_folder)}
+        queries = [str(self.job(job.id) / "query") for job in jobs]
+        return {"run": str(run), "queries": queries, "keys": jobs[0].keys, "key_folder": str(key_folder)}
 
     def used(self, client: str, keys: str) -> float:
         """When a key set was used last, or came."""
