@@ -39,6 +39,7 @@ _THEIRS = "stands for a checkpoint of the reader's; test_importing.py converts o
 _THEIR_CONFIG = "a path of the reader's; test_config_alone.py plans such"
 _TRAINS = "trains for minutes; the tutorial own-model trains, calibrates and compares a smaller one"
 _HOSTS = "three machines; the tutorial three-parties runs it on loopback, test_links.py between network namespaces"
+_CLUSTER = "starts or needs a Ray cluster; test_cluster.py serves a smaller model on a local one"
 _SERVER = "needs a host with a certificate; the tutorial server runs it on loopback, test_server.py with TLS"
 _SENTENCES = "needs the weights' package and, under CKKS, an hour; test_text.py and benchmarks/text.py run it"
 NOT_RUN = {
@@ -60,6 +61,8 @@ NOT_RUN = {
     "secureattn party digits-vit accurate-mpc --rendezvous 10.0.0.1:29500 --tls certs --rank dealer": _HOSTS,
     "secureattn serve digits-vit power-softmax-ckks --tls-cert cert.pem --tls-key key.pem --tokens-file tokens --state "
     "state --host 0.0.0.0": _SERVER,
+    "secureattn serve digits-vit power-softmax-ckks --workers 1 --jobs 2 --cluster local": _CLUSTER,
+    "secureattn serve digits-vit power-softmax-ckks --workers 4 --jobs 8 --cluster 10.0.0.1:6379": _CLUSTER,
     "secureattn query https://server:8443 image.npy --keys keys --token-file ann.token --ca ca.pem "
     "-o scores.json": _SERVER,
     "make demo": "sets up an environment, then runs 360 images; test_runs.py runs them, slowly",
