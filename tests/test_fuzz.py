@@ -127,7 +127,8 @@ def bad_files(draw: st.DrawFn, good: dict[str, bytes], names: list[str]) -> tupl
     """One of the good files, spoilt, or nothing but noise."""
     name = draw(st.sampled_from(names))
     kind = draw(st.sampled_from([*KINDS, None]))
-    return name, draw(st.binary(max_size=200)) if kind is None else kind(draw, good[name])
+    bad = draw(st.binary(max_size=200)) if kind is None else kind(draw, good[name])
+    return name, bad if bad != good[name] else bad + b"\0"
 
 
 def is_one_sentence(message: str) -> bool:
