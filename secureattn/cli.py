@@ -333,12 +333,12 @@ def _infer(options: Options) -> None:
     batch = model.batch(given)
     runs.require(protocol.engine)
     interval = None if model.config.variable else model.ranges.input
-    _warn(inference.outside(model.config.name, interval, batch.values))
-    _warn(inference.cut(model, given))
+    output.warn(inference.outside(model.config.name, interval, batch.values))
+    output.warn(inference.cut(model, given))
     with output.progress() as tell:
         plan = _make_plan(options, model, protocol, batch.shape, tell)
         run = runs.execute(plan, batch, progress=tell, device=options.device)
-    _warn(inference.lost(run.outputs))
+    output.warn(inference.lost(run.outputs))
     inference.write_outputs(options.output, run.outputs, kind=model.config.output)
     console = output.stdout()
     seconds, made = run.seconds()["total"], "vectors" if model.config.output == "vector" else "scores"
@@ -362,7 +362,7 @@ def _party(options: Options) -> None:
     seat = parties.seat_of(protocol, options.rank, options.rendezvous, float(options.wait), **links)
     inputs = parties.inputs_of(model, seat, options.input, options.output)
     runs.require(protocol.engine)
-    _warn(parties.lost(seat))
+    output.warn(parties.lost(seat))
     alone = inputs is not None or not seat.launched  # launched at once, all are told the same files
     trace = parties.trace_of(options.trace, seat)
     outcome = take_part(model, protocol, seat, inputs, device=options.device, trace=trace is not None, tell=_fail)
@@ -420,11 +420,6 @@ def _training(options: Options) -> None:
     from secureattn.commands import training
 
     {"train": training.train, "convert": training.convert, "calibrate": training.calibrate}[options.action](options)
-
-
-def _warn(text: str) -> None:
-    if text:
-        print(f"secureattn: warning: {text}", file=sys.stderr)
 
 
 def _domain(ends: list[float] | None) -> tuple[float, float] | None:

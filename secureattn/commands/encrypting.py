@@ -85,10 +85,10 @@ def encrypt(options: Options) -> None:
     with contextlib.closing(Owner.load(options.keys)) as owner:
         terms = owner.offer.terms
         if model is not None:
-            warn(inference.cut(model, given))
+            output.warn(inference.cut(model, given))
         shape = owner.encrypt(given, options.output, model=model)
         if terms.input_range is not None:
-            warn(inference.outside(terms.config.name, terms.input_range, given))
+            output.warn(inference.outside(terms.config.name, terms.input_range, given))
         size = options.output.stat().st_size
         console = output.stdout()
         console.print(f"{owner.offer.title}: {shape.samples} inputs in {options.output}, {units.data(size)}")
@@ -154,15 +154,9 @@ def decrypt(options: Options) -> None:
     inference.check_output(options.output)
     with contextlib.closing(Owner.load(options.keys)) as owner:
         outputs, config = owner.decrypt(options.result), owner.offer.terms.config
-        warn(inference.lost(outputs))
+        output.warn(inference.lost(outputs))
         inference.write_outputs(options.output, outputs, kind=config.output)
         made = "vectors" if config.output == "vector" else "scores"
         output.stdout().print(f"{owner.offer.title}: {made} of {len(outputs)} inputs in {options.output}")
         if options.json:
             output.write_json(options.json, {"schema": 1, "samples": len(outputs), "keys": owner.keys})
-
-
-def warn(text: str) -> None:
-    """Say it on stderr, where there is something to say."""
-    if text:
-        print(f"secureattn: warning: {text}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,12 @@ def stdout(*, record: bool = False) -> Console:
     """For results; wide enough for every table off a terminal. ``record`` keeps the text, to be saved."""
     console = Console(highlight=False, record=record)
     return console if console.is_terminal else Console(highlight=False, record=record, width=_WIDE)
+
+
+def warn(text: str) -> None:
+    """Say it on stderr, where there is something to say."""
+    if text:
+        print(f"secureattn: warning: {text}", file=sys.stderr)
 
 
 @contextmanager

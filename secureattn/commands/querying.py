@@ -12,7 +12,6 @@ import numpy as np
 
 from secureattn import load_model, runs
 from secureattn.commands import inference, output
-from secureattn.commands.encrypting import warn
 from secureattn.deploy.offer import Offer
 from secureattn.deploy.owner import Owner, key_sizes
 from secureattn.deploy.parcel import SECRET_FILE
@@ -52,8 +51,8 @@ def query(options: Options) -> None:
 def _finish(options: Options, offer: Offer, given: Any, outputs: Any, seconds: float) -> None:
     config, console = offer.terms.config, output.stdout()
     if offer.terms.input_range is not None:
-        warn(inference.outside(config.name, offer.terms.input_range, given))
-    warn(inference.lost(outputs))
+        output.warn(inference.outside(config.name, offer.terms.input_range, given))
+    output.warn(inference.lost(outputs))
     inference.write_outputs(options.output, outputs, kind=config.output)
     made = "vectors" if config.output == "vector" else "scores"
     console.print(
