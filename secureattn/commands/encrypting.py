@@ -6,12 +6,11 @@ import contextlib
 import shutil
 import sys
 from argparse import Namespace as Options
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from secureattn import load_model, load_protocol, runs
-from secureattn.commands import inference, output
+from secureattn import load_model, runs
+from secureattn.commands import inference, output, planning
 from secureattn.deploy import rounds
 from secureattn.deploy.evaluator import Evaluator
 from secureattn.deploy.offer import Offer, read_offer, read_plan, write_plan
@@ -19,8 +18,7 @@ from secureattn.deploy.owner import EVALUATOR, Owner, key_sizes
 from secureattn.deploy.parcel import OFFER_FILE, SECRET_FILE
 from secureattn.errors import InputError, PlanError
 from secureattn.ledger import machine, phase_table, to_json, units
-from secureattn.nn.batch import Shape
-from secureattn.plan import Plan, make_plan
+from secureattn.plan import Plan
 from secureattn.plan.memory import installed
 
 
@@ -32,7 +30,7 @@ def keygen(options: Options) -> None:
         raise InputError(f"{folder} holds a secret key, which is never overwritten; choose another folder")
     output.writable(options.json)
     with output.progress() as tell:
-        plan = None if options.plan else _planned(options, lambda text: tell(text, 0, 0))
+        plan = None if options.plan else planning.planned(*planning.named(options), options, tell)
         offer = read_offer(options.plan) if plan is None else Offer.of(plan)
         sizes = key_sizes(offer)
         if sum(sizes.values()) > installed() / 4:
@@ -59,13 +57,6 @@ _MEANT = {
     f"{EVALUATOR}/evaluation.key": "for the evaluator",
     f"{EVALUATOR}/{OFFER_FILE}": "for the evaluator",
 }
-
-
-def _planned(options: Options, tell: Callable[[str], None]) -> Plan:
-    model, protocol = load_model(options.model), load_protocol(options.protocol)
-    model.check_runs()
-    shape = Shape(options.batch, options.tokens or model.config.tokens)
-    return make_plan(model, protocol, samples=options.batch, shape=shape, progress=tell)
 
 
 def _give_plan(plan: Plan | None, file: Path | None, to: Path) -> None:
@@ -101,8 +92,7 @@ def evaluate(options: Options) -> None:
     """A query of a file into a result, refreshes through a folder."""
     runs.require("ckks")
     output.writable(options.json, options.output)
-    model, protocol = load_model(options.model), load_protocol(options.protocol)
-    model.check_runs()
+    model, protocol = planning.named(options)
     plan, offer = read_plan(options.plan or options.keys / OFFER_FILE, model, protocol)
     if offer.terms.rounds and options.rounds is None:
         raise InputError(

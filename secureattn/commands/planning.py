@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace as Options
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from secureattn import load_model, load_protocol
 from secureattn.backends.ckks.parameters import MAX_MODULUS_BITS
 from secureattn.ledger import LAN, WAN, Ledger, Network, network_seconds, network_table, region_table, to_json, units
-from secureattn.plan import HIDING_BITS, CkksPlan, MpcPlan, Plan
+from secureattn.nn.batch import Shape
+from secureattn.nn.model import Model
+from secureattn.plan import HIDING_BITS, CkksPlan, MpcPlan, Plan, make_plan
+from secureattn.protocol import Protocol
+from secureattn.runs.result import Progress
 
 
 def parameters(plan: Plan) -> dict[str, Any]:
@@ -212,3 +218,23 @@ def _functions(plan: Plan) -> Table:
 
 def _listed(parts: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def named(options: Options) -> tuple[Model, Protocol]:
+    """The model, which must be one that runs, and the protocol that a command names."""
+    model, protocol = load_model(options.model), load_protocol(options.protocol)
+    model.check_runs()
+    return model, protocol
+
+
+def planned(model: Model, protocol: Protocol, options: Options, tell: Progress, *, workers: int | None = None) -> Plan:
+    """A plan for the queries that a command says: ``--batch`` of them, of ``--tokens``."""
+    shape = Shape(options.batch, options.tokens or model.config.tokens)
+    return make_plan(
+        model,
+        protocol,
+        samples=options.batch,
+        shape=shape,
+        workers=workers,
+        progress=lambda text: tell(text, 0, 0),
+    )

@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from secureattn import load_model, load_protocol
-from secureattn.commands import output
+from secureattn.commands import output, planning
 from secureattn.deploy.checks import filler, largest
 from secureattn.deploy.offer import Offer, read_plan, write_plan
 from secureattn.errors import INSTALL, EngineError, InputError
 from secureattn.ledger import units
-from secureattn.nn.batch import Shape
-from secureattn.plan import Plan, make_plan
+from secureattn.plan import Plan
 from secureattn.plan.memory import installed
 
 try:
@@ -108,8 +106,7 @@ def _state(folder: Path | None) -> Iterator[Path]:
 
 def _plan(options: Options, folder: Path) -> tuple[Plan, Offer, Path]:
     """The plan given, or that of the last start, or a new one; it is kept with what was made for it."""
-    model, protocol = load_model(options.model), load_protocol(options.protocol)
-    model.check_runs()
+    model, protocol = planning.named(options)
     kept = options.plan or folder / "plan.json"
     if options.plan is None and kept.exists():
         with contextlib.suppress(InputError):
@@ -118,15 +115,7 @@ def _plan(options: Options, folder: Path) -> tuple[Plan, Offer, Path]:
                 return plan, offer, kept
     if options.plan is None:
         with output.progress() as tell:
-            shape = Shape(options.batch, options.tokens or model.config.tokens)
-            made = make_plan(
-                model,
-                protocol,
-                samples=options.batch,
-                shape=shape,
-                workers=options.workers,
-                progress=lambda text: tell(text, 0, 0),
-            )
+            made = planning.planned(model, protocol, options, tell, workers=options.workers)
         write_plan(made, kept)
     plan, offer = read_plan(kept, model, protocol)
     return plan, offer, kept
