@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import subprocess
 import sys
 import time
@@ -66,13 +67,14 @@ def _options(about: str | None, parts: Mapping[str, Any]) -> argparse.Namespace:
 
 
 def measured(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A part's raw samples, with when and for how long they were taken, and of which revision."""
+    """A part's raw samples, with when, for how long and of which revision they were taken, and the load before."""
     tell(f"{name} …")
+    load = os.getloadavg()[0]
     began, start = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     found = part()
     seconds = time.perf_counter() - start
     tell(f"{name}: {seconds:.0f} s")
-    return {"commit": commit(), "began": began.isoformat(timespec="seconds"), "part_s": seconds, **found}
+    return {"commit": commit(), "began": began.isoformat(timespec="seconds"), "part_s": seconds, "load_before": load, **found}
 
 
 def commit() -> str | None:
@@ -83,6 +85,12 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def loads(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """How busy the machine was before each part, for the notes under a table."""
+    found = [part["load_before"] for part in parts.values()]
+    return f"its load was {min(found):.1f} to {max(found):.1f} before each part"
 
 
 def tell(text: str) -> None:

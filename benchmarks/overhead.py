@@ -119,11 +119,12 @@ def ckks(setting: Setting) -> dict[str, Any]:
     """The server's evaluation of one image in the dense layout, with refreshes, by one process."""
     import contextlib
 
-    from secureattn.runs.ckks import Client, Server
+    from secureattn.plan.terms import Terms
+    from secureattn.runs.roles import Client, Server
 
     plan, inputs = planned("power-softmax-ckks", 1, workers=1)
     recorder = Recorder()
-    client = Client(plan)
+    client = Client.generate(Terms.of(plan))
     with contextlib.closing(client):
         server = Server(plan, client.evaluation_keys, recorder)
         blobs = client.encrypt(plan.model.entering(plan.config, inputs))

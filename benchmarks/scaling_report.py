@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import measuring
+
 Part = Mapping[str, Any]
 Check = dict[str, Any]
 
@@ -101,7 +103,7 @@ def text(document: Mapping[str, Any]) -> str:
     parts = document["parts"]
     lines = [*_together(parts["together"])] if "together" in parts else []
     lines += _alone(parts["alone"]) if "alone" in parts else []
-    lines += [f"Measured on {in_words(document['machine'])}, clients and servers together, other work beside.", ""]
+    lines += [f"Measured on {in_words(document['machine'])}, clients and servers together; {measuring.loads(parts)}.", ""]
     return "\n".join(lines)
 
 

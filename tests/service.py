@@ -72,7 +72,7 @@ class Small:
         return clear_run(self.plan, inputs).outputs
 
 
-def small(folder: Path) -> Small:
+def small(folder: Path, *, layout: str = "dense") -> Small:
     """Made, calibrated and planned in a folder."""
     weights, inputs = parameters.initial(CONFIG, seed=1), np.random.default_rng(0).uniform(-1, 1, (64, 4, 3))
     (folder / "model").mkdir()
@@ -80,7 +80,7 @@ def small(folder: Path) -> Small:
     (folder / "model" / "config.json").write_text(CONFIG.to_json())
     (folder / "model" / "ranges.json").write_text(calibrate(CONFIG, weights, inputs, margin=0.3).to_json())
     save_file({"inputs": inputs[:8]}, folder / "model" / "samples.safetensors")
-    (folder / "small.toml").write_text(PROTOCOL)
+    (folder / "small.toml").write_text(PROTOCOL.replace('"dense"', f'"{layout}"'))
     with mock.patch("secureattn.plan.ckks.RINGS", (1 << 13,)):
         model, protocol = load_model(folder / "model"), load_protocol(folder / "small.toml")
         plan = make_plan(model, protocol, samples=SAMPLES, workers=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -205,7 +206,7 @@ class DenseBackend(Evaluating):
             for part in range(self.tokens // offsets):
                 masks = self.layout.shifts(x.block, offsets, part, mixed=mixed)
                 terms |= {(part, 0, tokens): slots for tokens, slots in masks.items()}
-            return RotatedSums(terms, lambda tokens: tokens * self.batch)
+            return RotatedSums(terms, functools.partial(operator.mul, self.batch))
 
         return self._kept(("shifts", x.shape[1:], offsets, mixed), made)
 
