@@ -21,6 +21,8 @@ from secureattn.approx import Realisation, realise
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.launch import run_parties
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
+from secureattn.backends.crypten.shapes import ShapesOnly
+from secureattn.backends.memory import give_back
 from secureattn.backends.plaintext import PlaintextBackend
 from secureattn.backends.symbolic import SymbolicMpc
 from secureattn.events import Recorder
@@ -104,9 +106,9 @@ def planned(model: Model, protocol: str) -> list[dict[str, Any]]:
     parties = []
     for rank in range(found.mpc.parties):
         backend = SymbolicMpc(found.mpc, rank, ahead=True)
-        with backend.recorder.phase("setup"):
+        with ShapesOnly(), backend.recorder.phase("setup"):
             network = Encoder(folded, backend)
-        with backend.recorder.phase("online"):
+        with ShapesOnly(), backend.recorder.phase("online"):
             network.layer(0, backend.shape_input((1, model.config.tokens, model.config.width)))
         parties.append(counted(Party.of(party_name(rank), backend.recorder)))
     return parties
@@ -137,11 +139,14 @@ def party(backend: MpcBackend, argument: tuple[Path, Any, int, int, Array | None
     model, runtime = load_model(folder), backend.runtime
     plan = Plan(model, protocol, samples, protocol.realisations(model))
     folded = plan.folded(weights=runtime.rank == MODEL_OWNER)
+    model.forget_weights()
     shape = (samples, model.config.tokens, model.config.width)
     planner = SymbolicMpc(protocol.mpc, runtime.rank)
-    Encoder(folded, planner).layer(0, planner.shape_input(shape))
+    with ShapesOnly():
+        Encoder(folded, planner).layer(0, planner.shape_input(shape))
     with backend.recorder.phase("setup"):
         own = Encoder(folded, backend)
+        give_back()
     found = []
     for _ in range(turns):
         backend.recorder = runtime.recorder = recorder = Recorder()

@@ -56,20 +56,23 @@ def test_weights_are_where_they_are_known() -> None:
     model = plan.model
     parameters = sum(weight.numel() for weight in model.weight_shapes.values())
     found = memory_of(plan)
-    assert found["model owner"].weights == WORD * parameters + found["model owner"].matrices
-    assert found["client"].weights == found["dealer"].weights == 0
+    assert found["model owner"].weights == found["model owner"].matrices
+    assert found["model owner"].reading == WORD * parameters + found["model owner"].weights
+    assert found["client"].reading == found["dealer"].reading == found["client"].weights == 0
     shared = load_protocol("accurate-mpc")
     public = memory_of(planned(protocol=replace(shared, mpc=replace(shared.mpc, weights="public"))))
     assert public["client"].weights == public["model owner"].weights == found["model owner"].weights
+    assert public["client"].reading == found["model owner"].reading
     first = memory_of(planned(protocol=replace(shared, mpc=replace(shared.mpc, dealer="tfp"))))
     assert list(first) == ["model owner", "client"]  # the first party deals
 
 
-def test_the_total_is_that_of_set_up_or_of_the_run() -> None:
-    run = PartyMemory("party", process=100, weights=10, masking=30, matrices=20, dealt=5, working=4)
+def test_the_total_is_that_of_reading_of_set_up_or_of_the_run() -> None:
+    run = PartyMemory("party", process=100, reading=25, weights=10, masking=30, matrices=20, dealt=5, working=4)
     assert run.total == 100 + 10 + 30
     assert replace(run, dealt=15).total == 100 + 10 + 20 + 15 + 4
-    assert sum(run.parts().values()) == run.total + 30 + 20 + 5 + 4 + 110
+    assert replace(run, reading=41).total == 100 + 41
+    assert sum(run.parts().values()) == run.total + 100 + 25 + 10 + 30 + 20 + 5 + 4
 
 
 def test_matrices_are_masked_one_after_the_other() -> None:

@@ -132,6 +132,10 @@ class Model:
             parameters.check(f"weights {source}", loaded, self.config)
         return {name: torch.as_tensor(value) for name, value in loaded.items()}
 
+    def forget_weights(self) -> None:
+        """Drop what was read of them; whoever asks for them again has them read again."""
+        self.__dict__.pop("weights", None)
+
     @cached_property
     def digest(self) -> str:
         """Hex digest of config, ranges and weights: equal exactly when two folders hold the same model."""

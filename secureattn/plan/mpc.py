@@ -75,7 +75,7 @@ def memories(plan: Plan, backends: Sequence[SymbolicMpc]) -> tuple[PartyMemory, 
     mpc = plan.protocol.mpc
     found = []
     for rank, backend in enumerate(backends):
-        read = own + sum(matrices) if rank == MODEL_OWNER or mpc.weights == "public" else 0
+        read = own if rank == MODEL_OWNER or mpc.weights == "public" else 0
         held = Held(matrices, [[a.request for a in part] for part in backend.asked], backend.planner.largest)
         found.append(taking_part(party_name(rank), rank, read, held))
     if mpc.dealer == "ttp":

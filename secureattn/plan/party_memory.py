@@ -11,7 +11,7 @@ from secureattn.backends.crypten.material import Request, elements
 # Measured with Python 3.11, torch 2.13 on the CPU and CrypTen 0.4.1: a process that has loaded what it needs and
 # planned its part. While a matrix is masked there are its encoding, the mask, their difference and its transpose; of
 # the tensor an operation works on, its operands, what is sent and received, and what follows from them.
-_PARTY_BYTES = 345 << 20
+_PARTY_BYTES = 321 << 20
 _DEALER_BYTES = 320 << 20
 _MASKING = 4
 _DRAWING = 3  # a mask, its transpose, and the stream of bytes it came from
@@ -33,13 +33,15 @@ class Held:
 
 @dataclass(frozen=True)
 class PartyMemory:
-    """Bytes at the peak of one process: ``process``, the interpreter with its libraries; ``weights`` as read and as
-    folded, at whoever knows them; ``masking``, the most there is in set-up of matrices and of the one being masked;
-    ``matrices``, ``dealt`` and ``working``, what there is in the run of them, of the dealer's, and of an operation.
+    """Bytes at the peak of one process: ``process``, the interpreter with its libraries; ``reading``, weights as they
+    are read and folded, at whoever knows them, and ``weights``, the folded ones that stay; ``masking``, the most there
+    is in set-up of matrices and of the one being masked; ``matrices``, ``dealt`` and ``working``, what there is in the
+    run of them, of the dealer's, and of an operation.
     """
 
     name: str
     process: int
+    reading: int
     weights: int
     masking: int
     matrices: int
@@ -48,21 +50,24 @@ class PartyMemory:
 
     @property
     def total(self) -> int:
-        """In set-up or in the run, whichever is more."""
-        return self.process + self.weights + max(self.masking, self.matrices + self.dealt + self.working)
+        """While weights are read, in set-up or in the run, whichever is most."""
+        after = max(self.masking, self.matrices + self.dealt + self.working)
+        return self.process + max(self.reading, self.weights + after)
 
     def parts(self) -> Mapping[str, int]:
         """By name, with the total."""
-        names = ("process", "weights", "masking", "matrices", "dealt", "working", "total")
+        names = ("process", "reading", "weights", "masking", "matrices", "dealt", "working", "total")
         return {name: getattr(self, name) for name in names}
 
 
 def taking_part(name: str, rank: int, weights: int, held: Held) -> PartyMemory:
-    """Of party ``rank``, which reads and folds so many ``weights``."""
+    """Of party ``rank``, which reads so many ``weights`` and folds the matrices among them, or knows none."""
+    folded = sum(held.matrices) if weights else 0
     return PartyMemory(
         name,
         process=_PARTY_BYTES,
-        weights=_WORD * weights,
+        reading=_WORD * (weights + folded),
+        weights=_WORD * folded,
         masking=_WORD * _masking(held.matrices, _MASKING),
         matrices=_WORD * sum(held.matrices),
         dealt=_WORD * max((sum(_drawn(one, rank) for one in part) for part in held.asked), default=0),
@@ -79,6 +84,7 @@ def dealing(held: Held, parties: int) -> PartyMemory:
     return PartyMemory(
         "dealer",
         process=_DEALER_BYTES,
+        reading=0,
         weights=0,
         masking=_WORD * _masking(held.matrices, _DRAWING),
         matrices=_WORD * sum(held.matrices),

@@ -18,6 +18,7 @@ import torch
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.launch import run_processes
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
+from secureattn.backends.memory import give_back
 from secureattn.backends.plaintext import PlaintextBackend
 from secureattn.errors import CapabilityError, InputError
 from secureattn.events import Recorder
@@ -127,8 +128,11 @@ def party(backend: MpcBackend, argument: Any) -> Any:
     rank, recorder = backend.runtime.rank, backend.recorder
     plan = planned(model, protocol, shape, new)
     with recorder.phase("setup"):
-        network, cache = Decoder(plan.folded(weights=rank == MODEL_OWNER), backend), Cache()
+        folded = plan.folded(weights=rank == MODEL_OWNER)
+        model.forget_weights()
+        network, cache = Decoder(folded, backend), Cache()
         asked = iter(symbolic(plan, rank, shape, new).asked)
+        give_back()
 
     def step(numbers: Tokens) -> Array:
         tokens = shape.tokens if not cache.tokens else 1

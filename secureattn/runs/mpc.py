@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from secureattn.backends.crypten.backend import MpcBackend
 from secureattn.backends.crypten.launch import PartyResult, run_processes
 from secureattn.backends.crypten.runtime import CLIENT, MODEL_OWNER
+from secureattn.backends.memory import give_back
 from secureattn.ledger import Ledger, Party
 from secureattn.nn.batch import Batch, Shape
 from secureattn.nn.encoder import Encoder
@@ -55,8 +56,11 @@ def party(backend: MpcBackend, argument: Argument) -> Array | None:
     served = protocol.realisations(model)
     plan = Plan(model, protocol, shape.samples, served, tokens=shape.tokens, lengths=shape.lengths)
     with recorder.phase("setup"):
-        network = Encoder(plan.folded(weights=rank == MODEL_OWNER), backend)
+        folded = plan.folded(weights=rank == MODEL_OWNER)
+        model.forget_weights()
+        network = Encoder(folded, backend)
         asked = run_symbolic_party(plan, rank).asked
+        give_back()
     outputs: list[Array | None] = []
     for rows, wanted in zip(plan.parts, asked, strict=True):
         part = shape.of(rows)

@@ -29,12 +29,14 @@ def as_real(values: Any, what: str) -> Real:
 def encode(values: Real, places: int, what: str) -> Ring:
     """``round(x·2^places)``. **Domain** |x| < 2^(62-places), refused beyond. **Error** 2^-(places+1)."""
     limit = 2.0 ** (MAX_BITS - places)
-    largest = float(np.abs(values).max(initial=0.0))
+    largest = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     if largest >= limit:
         raise InputError(
             f"{what} reaches {largest:.3g}, but {places} fractional bits leave room below {limit:.3g}; scale it down"
         )
-    return np.rint(np.ldexp(values, places)).astype(np.int64)
+    scaled: Real = np.asarray(np.ldexp(values, places))
+    np.rint(scaled, out=scaled)
+    return scaled.astype(np.int64)
 
 
 def wrapped(value: float, places: int) -> Ring:
@@ -57,7 +59,7 @@ def places_needed(values: Real, fractional_bits: int) -> int:
     largest = float(np.abs(values).max(initial=0.0))
     leading = max(0, -math.frexp(largest)[1]) if largest else 0
     places = min(fractional_bits + leading, MAX_PLACES)
-    scaled = np.ldexp(values, places)
+    scaled = np.asarray(np.ldexp(values, places))
     whole = np.rint(scaled)
     if largest == 0.0:
         return 0

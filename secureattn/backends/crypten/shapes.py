@@ -70,6 +70,13 @@ def _mean(a: torch.Tensor, dim: int, keepdim: bool = False) -> torch.Tensor:
     return torch.empty(shape, dtype=a.dtype, device="meta")
 
 
+def _sum(a: torch.Tensor, dim: int | None = None, keepdim: bool = False) -> torch.Tensor:
+    kind = a.dtype if a.dtype.is_floating_point else torch.int64
+    if dim is None:
+        return torch.empty((), dtype=kind, device="meta")
+    return torch.empty(_mean(a, dim, keepdim).shape, dtype=kind, device="meta")
+
+
 def _diagonal_matrix(a: torch.Tensor) -> torch.Tensor:
     return torch.empty((len(a), len(a)), dtype=a.dtype, device="meta")
 
@@ -99,6 +106,7 @@ _RULES: dict[Any, Callable[..., torch.Tensor]] = {
     torch.add: _arithmetic,
     torch.Tensor.div: _quotient,
     torch.Tensor.mean: _mean,
+    torch.Tensor.sum: _sum,
     torch.sqrt: _same,
     torch.matmul: _product,
     torch.Tensor.matmul: _product,

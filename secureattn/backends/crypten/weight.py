@@ -76,7 +76,10 @@ class MpcWeight:
             if self.public:
                 self._matrix = self._encoded().t().contiguous()
             else:
-                self._number = fix(self.backend.runtime, self._encoded())
+                runtime = self.backend.runtime
+                known = runtime.rank == MODEL_OWNER
+                weight = self._encoded() if known else runtime.constant(np.zeros(self.shape, dtype=np.int64))
+                self._number = fix(runtime, weight)
 
     def _encoded(self) -> torch.Tensor:
         return self.backend.encoded(self._values, self.backend.runtime.parameters.weight_bits, "a weight")
