@@ -59,7 +59,7 @@ def run_all(name: str, about: str | None, parts: Parts, report: Any, *, slow: Pa
 
 def _options(about: str | None, parts: Mapping[str, Any]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small versions of all parts: two or three minutes")
+    parser.add_argument("--quick", action="store_true", help="small versions of all parts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
     parser.add_argument("--only", nargs="+", choices=parts, metavar="PART", help=f"of {', '.join(parts)}")
     parser.add_argument("--fresh", action="store_true", help="measure again what is kept")
@@ -74,7 +74,13 @@ def measured(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     found = part()
     seconds = time.perf_counter() - start
     tell(f"{name}: {seconds:.0f} s")
-    return {"commit": commit(), "began": began.isoformat(timespec="seconds"), "part_s": seconds, "load_before": load, **found}
+    return {
+        "commit": commit(),
+        "began": began.isoformat(timespec="seconds"),
+        "part_s": seconds,
+        "load_before": load,
+        **found,
+    }
 
 
 def commit() -> str | None:

@@ -58,7 +58,9 @@ def _checks(name: str, part: Part, *, quick: bool) -> Iterator[Check]:
         yield _most(f"{_NAMES[name]}, {word}: calls times their cost, share of an evaluation", counted, BAR)
         if not quick:
             found = ratios(part, way)
-            yield _most(f"{_NAMES[name]}, {word}: median ratio of {len(found)} turns", statistics.median(found), 1 + BAR)
+            yield _most(
+                f"{_NAMES[name]}, {word}: median ratio of {len(found)} turns", statistics.median(found), 1 + BAR
+            )
 
 
 def _most(name: str, value: float, bar: float) -> Check:

@@ -103,7 +103,10 @@ def text(document: Mapping[str, Any]) -> str:
     parts = document["parts"]
     lines = [*_together(parts["together"])] if "together" in parts else []
     lines += _alone(parts["alone"]) if "alone" in parts else []
-    lines += [f"Measured on {in_words(document['machine'])}, clients and servers together; {measuring.loads(parts)}.", ""]
+    lines += [
+        f"Measured on {in_words(document['machine'])}, clients and servers together; {measuring.loads(parts)}.",
+        "",
+    ]
     return "\n".join(lines)
 
 
