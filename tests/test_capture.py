@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,18 @@ def test_the_search_finds_what_is_sent_in_the_clear(inputs: Path, sought: captur
 
 
 def test_tls_shows_records_and_nothing_else(
-    inputs: Path, folders: list[Path], sought: capture.Needles, tmp_path: Path
+    inputs: Path,
+    folders: list[Path],
+    sought: capture.Needles,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     certificates.make(tmp_path / "run", ["owner", "client", "dealer"])
     links = [["--tls", str(tmp_path / "run" / role)] for role in ("owner", "client", "dealer")]
     flows = classified(tmp_path / "tls", folders, inputs, links)
     assert_all_crossed(flows)
+    record_property("captured_bytes", sum(map(len, flows.values())))
+    record_property("sought", len(sought.labels))
     for flow, payload in flows.items():
         assert sought.found(payload) == set()
         called = (*flow[2:], *flow[:2]) in flows and payload[5] == 2

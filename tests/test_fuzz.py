@@ -36,6 +36,8 @@ from secureattn.deploy.owner import Owner
 from secureattn.errors import SecureAttnError
 
 FEW, MANY = 300, 10_000
+Record = Callable[[str, object], None]
+"""``record_property``: figures that the benchmarks publish, in the report of a run."""
 BODY = "application/octet-stream"
 SETTINGS: dict[str, Any] = {
     "deadline": None,
@@ -156,7 +158,7 @@ def read(files: Files, ring: Ring, name: str, path: Path) -> None:
             assert key_id(public.part("public")) == keys
 
 
-def fuzz_readers(files: Files, examples: int) -> None:
+def fuzz_readers(files: Files, examples: int, record: Record) -> None:
     ring, path = Ring(files.of.offer.terms.parameters), files.of.folder / "fuzzed"
     seen, fed = {"refused": 0, "read": 0}, [0]
 
@@ -175,8 +177,12 @@ def fuzz_readers(files: Files, examples: int) -> None:
             seen["read"] += name in ("ciphertext", "offer")
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    feed()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    try:
+        feed()
+    finally:
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+        for name, value in {"fed": fed[0], "amiss": fed[0] - sum(seen.values()), "grown_bytes": grown}.items():
+            record(name, value)
     assert grown < 256 << 20, f"reading took {grown >> 20} MiB"
     assert seen["refused"] > 0.8 * examples
     assert sum(seen.values()) == fed[0] >= examples, "a file that was changed was read, or refused in no sentence"
@@ -191,13 +197,13 @@ def test_good_files_are_read(files: Files) -> None:
         read(files, ring, name, path)
 
 
-def test_spoilt_files_are_refused_by_every_reader(files: Files) -> None:
-    fuzz_readers(files, FEW)
+def test_spoilt_files_are_refused_by_every_reader(files: Files, record_property: Record) -> None:
+    fuzz_readers(files, FEW, record_property)
 
 
 @pytest.mark.slow
-def test_ten_thousand_spoilt_files_are_refused_by_every_reader(files: Files) -> None:
-    fuzz_readers(files, MANY)
+def test_ten_thousand_spoilt_files_are_refused_by_every_reader(files: Files, record_property: Record) -> None:
+    fuzz_readers(files, MANY, record_property)
 
 
 @pytest.mark.parametrize("name", ["public.key", "evaluation.key"])
@@ -218,9 +224,9 @@ def test_keys_whose_residues_were_forged_are_refused_where_they_are_loaded(
 # ---- over HTTP --------------------------------------------------------------------------------------------------
 
 
-def fuzz_server(files: Files, examples: int) -> None:
+def fuzz_server(files: Files, examples: int, record: Record) -> None:
     """Uploads to every route that takes one, in every way they can be wrong, to a server that is none the worse."""
-    owner, statuses = files.owner, dict[int, int]()
+    owner, statuses, longest_s, fine = files.owner, dict[int, int](), [0.0], [0]
     foreign = Owner.generate(files.of.offer, files.of.folder / f"foreign-{uuid.uuid4()}")
     foreign.encrypt(files.of.inputs(2), files.of.folder / "foreign-query")
     good = {**files.good, "foreign": (files.of.folder / "foreign-query").read_bytes()}
@@ -246,16 +252,25 @@ def fuzz_server(files: Files, examples: int) -> None:
             headers = {"content-type": data.draw(st.sampled_from([BODY] * 9 + ["text/plain"]))}
             if data.draw(st.integers(0, 19)) == 0:
                 headers["content-encoding"] = "gzip"
-            answer = client.put(routes[data.draw(st.sampled_from(list(routes)))](), content=blob, headers=headers)
+            path, began = routes[data.draw(st.sampled_from(list(routes)))](), time.monotonic()
+            answer = client.put(path, content=blob, headers=headers)
+            longest_s[0] = max(longest_s[0], time.monotonic() - began)
             statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
             assert 400 <= answer.status_code < 500, answer.text
             assert set(answer.json()) == {"error"}
             assert is_one_sentence(answer.json()["error"]), answer.text
+            fine[0] += 1
 
         client.get("/health")
         before = peak_bytes(server.process.pid)
-        send()
-        assert peak_bytes(server.process.pid) - before < 128 << 20
+        try:
+            send()
+        finally:
+            grown, sent = peak_bytes(server.process.pid) - before, sum(statuses.values())
+            figures = {"fed": sent, "amiss": sent - fine[0], "longest_s": longest_s[0], "grown_bytes": grown}
+            for name, value in figures.items():
+                record(name, value)
+        assert grown < 128 << 20
         assert client.get("/health").json() == {"ready": True, "workers": 1, "draining": False}
         assert list((state / "incoming").iterdir()) == list((state / "jobs").iterdir()) == []
         with Connection(server.url) as connection:
@@ -283,13 +298,13 @@ def peak_bytes(pid: int) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def test_a_server_refuses_spoilt_uploads(files: Files) -> None:
-    fuzz_server(files, FEW)
+def test_a_server_refuses_spoilt_uploads(files: Files, record_property: Record) -> None:
+    fuzz_server(files, FEW, record_property)
 
 
 @pytest.mark.slow
-def test_a_server_refuses_ten_thousand_spoilt_uploads(files: Files) -> None:
-    fuzz_server(files, MANY)
+def test_a_server_refuses_ten_thousand_spoilt_uploads(files: Files, record_property: Record) -> None:
+    fuzz_server(files, MANY, record_property)
 
 
 def test_a_query_that_only_seal_can_refuse_fails_in_one_sentence_and_harms_nothing(files: Files) -> None:

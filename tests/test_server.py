@@ -108,7 +108,9 @@ def wait_for(client: httpx2.Client, job: str, wanted: Callable[[dict[str, Any]],
 # ---- clients and servers ----------------------------------------------------------------------------------------
 
 
-def test_three_clients_at_once(of: Small, server: Running, tokens: dict[str, str], tmp_path: Path) -> None:
+def test_three_clients_at_once(
+    of: Small, server: Running, tokens: dict[str, str], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Each a process with keys and inputs of its own, the third with more inputs than a query holds."""
     (tmp_path / "token").write_text(tokens["ann"])
     (tmp_path / "token-of-bob").write_text(tokens["bob"])
@@ -121,14 +123,18 @@ def test_three_clients_at_once(of: Small, server: Running, tokens: dict[str, str
         started.append(
             subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
+    off = []
     for i, (process, values) in enumerate(zip(started, inputs, strict=True)):
         out, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         assert "128 bits secure" in out
         found = json.loads((tmp_path / f"{i}.json").read_text())
         assert_close(np.array(found["scores"]), of.clear(values), NOISE, "noise of a scale of 2^30")
+        off.append(float(np.abs(np.array(found["scores"]) - of.clear(values)).max()))
         assert found["classes"] == of.clear(values).argmax(-1).tolist()
         assert oct((tmp_path / f"keys-{i}" / "secret.key").stat().st_mode)[-3:] == "600"
+    record_property("clients", len(off))
+    record_property("largest_error", max(off))
 
 
 def test_results_are_those_of_a_run_in_one_process(
@@ -575,7 +581,7 @@ def test_the_page_for_humans_loads_nothing_from_elsewhere(server: Running) -> No
 
 
 def test_nothing_that_its_own_description_allows_or_forbids_makes_it_fail(
-    server: Running, tokens: dict[str, str], tmp_path: Path
+    server: Running, tokens: dict[str, str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """Requests that schemathesis makes of the OpenAPI description, good and bad; every answer is as described there.
 
@@ -593,6 +599,7 @@ def test_nothing_that_its_own_description_allows_or_forbids_makes_it_fail(
     assert made is not None
     assert int(tested[1]) == 15
     assert int(made[1]) > 150
+    record_property("requests", int(made[1]))
     assert "Traceback" not in server.errors.read_text()
 
 
