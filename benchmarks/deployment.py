@@ -33,8 +33,8 @@ _LIMIT_S = 3600
 
 
 def shown(setting: Setting) -> dict[str, Any]:
-    """Every test's outcome (``passed``, ``failed``, or ``skipped`` where the machine does not allow it), its seconds and
-    the figures that it recorded, by the name that it has here.
+    """Every test's outcome (``passed``, ``failed``, or ``skipped`` where the machine does not allow it), its seconds
+    and the figures that it recorded, by the name that it has here.
     """
     asked = {"readers": READERS[setting.quick], "uploads": UPLOADS[setting.quick]}
     asked |= {"clients": CLIENTS, "killed": KILLED, "requests": REQUESTS, "capture": CAPTURE}

@@ -119,7 +119,6 @@ def document(parts: Mapping[str, Mapping[str, Any]], *, quick: bool) -> dict[str
 def text(document: Mapping[str, Any]) -> str:
     """A table."""
     from secureattn.ledger import units
-    from secureattn.ledger.machine import in_words
 
     part = document["parts"]["exchanges"]
     rows = ["| both ways at once | plain | TLS 1.3 | TLS / plain | lowest to highest |", "|---|---:|---:|---:|---|"]
@@ -131,7 +130,7 @@ def text(document: Mapping[str, Any]) -> str:
     rows += [
         "",
         f"Medians of {len(found)} turns between two processes over loopback. AES-256-GCM alone takes "
-        f"{units.seconds(part['cipher_s'])} of a core for the large one. Measured on {in_words(document['machine'])}; "
+        f"{units.seconds(part['cipher_s'])} of a core for the large one. Measured on {measuring.measured_on(document)}; "
         f"{measuring.loads(document['parts'])}.",
         "",
     ]

@@ -35,7 +35,8 @@ Parts = Mapping[str, Callable[[Setting], dict[str, Any]]]
 
 def run_all(name: str, about: str | None, parts: Parts, report: Any, *, slow: Parts | None = None) -> int:
     """A benchmark's command line: measure what ``out/name`` lacks, then write tables and JSON as its report says by
-    ``document`` and ``text``; 1 if a check fails. Parts that are ``slow`` are measured only by name.
+    ``document`` and ``text``; 1 if a check fails. Parts that are ``slow`` are measured only by name. A full run takes
+    those that it is not asked for, and has not kept, as they were last published.
     """
     everything = {**parts, **(slow or {})}
     options = _options(about, everything)
@@ -45,7 +46,9 @@ def run_all(name: str, about: str | None, parts: Parts, report: Any, *, slow: Pa
         kept = folder / f"{part}.json"
         if options.fresh or not kept.exists():
             write(kept, measured(part, lambda of=everything[part]: of(Setting(folder, options.quick))))
-    there = {part: json.loads(kept.read_text()) for part in everything if (kept := folder / f"{part}.json").exists()}
+    there = {} if options.quick else published(name)
+    there |= {part: json.loads(kept.read_text()) for part in everything if (kept := folder / f"{part}.json").exists()}
+    there = {part: there[part] for part in everything if part in there}
     document = report.document(there, quick=options.quick)
     if not options.quick and there.keys() >= parts.keys():
         RESULTS.mkdir(exist_ok=True)
@@ -55,6 +58,15 @@ def run_all(name: str, about: str | None, parts: Parts, report: Any, *, slow: Pa
         write(options.json, document)
     print(report.text(document))
     return verdict(document)
+
+
+def published(name: str) -> dict[str, Any]:
+    """The parts in ``benchmarks/results``, each with the machine it was measured on; none before there is a file."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text())
+    return {part: {"machine": document["machine"], **found} for part, found in document["parts"].items()}
 
 
 def _options(about: str | None, parts: Mapping[str, Any]) -> argparse.Namespace:
@@ -67,20 +79,19 @@ def _options(about: str | None, parts: Mapping[str, Any]) -> argparse.Namespace:
 
 
 def measured(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A part's raw samples, with when, for how long and of which revision they were taken, and the load before."""
+    """A part's raw samples, with when, for how long, of which revision and on which machine they were taken, and the
+    load before.
+    """
+    from secureattn.ledger.machine import machine
+
     tell(f"{name} …")
     load = os.getloadavg()[0]
     began, start = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     found = part()
     seconds = time.perf_counter() - start
     tell(f"{name}: {seconds:.0f} s")
-    return {
-        "commit": commit(),
-        "began": began.isoformat(timespec="seconds"),
-        "part_s": seconds,
-        "load_before": load,
-        **found,
-    }
+    about = {"commit": commit(), "machine": machine(), "began": began.isoformat(timespec="seconds")}
+    return {**about, "part_s": seconds, "load_before": load, **found}
 
 
 def commit() -> str | None:
@@ -91,6 +102,20 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def measured_on(document: Mapping[str, Any]) -> str:
+    """The machine, for the notes under a table; where parts differ in it or in their revision, which are of what."""
+    from secureattn.ledger.machine import in_words
+
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, part in document["parts"].items():
+        revisions = found.setdefault(in_words(part.get("machine", document["machine"])), {})
+        revisions.setdefault(part.get("commit") or "an unknown revision", []).append(name)
+    if len(found) == 1 and len(*found.values()) == 1:
+        return next(iter(found))
+    said = {where: "; ".join(f"{', '.join(of)} at {at}" for at, of in here.items()) for where, here in found.items()}
+    return " and on ".join(f"{where} ({which})" for where, which in said.items())
 
 
 def loads(parts: Mapping[str, Mapping[str, Any]]) -> str:

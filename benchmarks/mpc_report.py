@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import measuring
 import numpy as np
 
 Part = Mapping[str, Any]
@@ -203,7 +204,7 @@ def text(document: Mapping[str, Any]) -> str:
     """Markdown, for README."""
     parts = document["parts"]
     found = [table(parts[name]) for name, table in TABLES.items() if name in parts]
-    return "\n\n".join(found) + "\n"
+    return "\n\n".join([*found, f"Measured on {measuring.measured_on(document)}."]) + "\n"
 
 
 def _block_table(part: Part) -> str:

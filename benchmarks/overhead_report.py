@@ -77,8 +77,6 @@ def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
 
 def text(document: Mapping[str, Any]) -> str:
     """The table for the README."""
-    from secureattn.ledger.machine import in_words
-
     rows = ["| evaluation | turns | calls | recorded / not | 95 % | traced / not | 95 % | by calls × cost |"]
     rows.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name, part in document["parts"].items():
@@ -91,6 +89,6 @@ def text(document: Mapping[str, Any]) -> str:
         rows.append(f"| {' | '.join(cells)} |")
     where = (
         f"Medians of paired turns, with the interval that holds the true one with 95 % confidence; measured on "
-        f"{in_words(document['machine'])}; {measuring.loads(document['parts'])}."
+        f"{measuring.measured_on(document)}; {measuring.loads(document['parts'])}."
     )
     return "\n".join([*rows, "", where, ""])

@@ -5,9 +5,9 @@
 
 The first sets up the environments too, the second measures with those that are there (peers_environments.py). Every
 peer is checked against float64 of the function that it claims to compute, then timed in turn with SecureAttn on the
-same weights and inputs. What each part measured is kept in ``out/peers`` and not measured again, unless ``--fresh``.
-Once all parts are there, writes tables and everything as JSON, raw samples and checks, to ``benchmarks/results``. Wants
-a quiet machine with two cores.
+same weights and inputs. What each part measured is kept in ``out/peers`` and not measured again, unless ``--fresh``;
+with ``--only``, parts that are not there come from ``benchmarks/results``. Once all are there, writes tables and
+everything as JSON, raw samples and checks, to ``benchmarks/results``. Wants a quiet machine with two cores.
 """
 
 from __future__ import annotations
@@ -30,15 +30,24 @@ def blocks(setting: Setting) -> dict[str, Any]:
 
 
 def layers(setting: Setting) -> dict[str, Any]:
-    """A small encoder under CKKS: TenSEAL's own layers."""
+    """A small encoder under CKKS, many images at once: TenSEAL's own layers of its CKKSTensor."""
+    return _on_tenseal(setting, "CKKSTensor")
+
+
+def vectors(setting: Setting) -> dict[str, Any]:
+    """The same encoder on one image: TenSEAL's own layers of its CKKSVector."""
+    return _on_tenseal(setting, "CKKSVector")
+
+
+def _on_tenseal(setting: Setting, tensor: str) -> dict[str, Any]:
     import peers_layers
     import peers_run
 
     peers_run.any_installed()
-    return peers_layers.measure(setting)
+    return peers_layers.measure(setting, tensor)
 
 
-PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {part.__name__: part for part in (blocks, layers)}
+PARTS: Mapping[str, Callable[[Setting], dict[str, Any]]] = {part.__name__: part for part in (blocks, layers, vectors)}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A small encoder by TenSEAL's own layers and by SecureAttn under CKKS, in turn.
 
-digits-vit cut to its first tokens and FFN units, on the same images, with the same folded weights and polynomials;
-TenSEAL needs a ciphertext a value and minutes already for a few tokens, so shapes are smaller than those on shares.
-One token is none of them: TenSEAL 0.3.18 then mixes up what it encrypts, and the result is wrong.
+digits-vit cut to its first tokens and FFN units, on the same images, with the same folded weights and polynomials: many
+images at once as TenSEAL's CKKSTensor, or a single one as its CKKSVector. CKKSTensor needs a ciphertext a value and
+minutes already for a few tokens, so shapes are smaller than those on shares. One token is none of them: TenSEAL 0.3.18
+then mixes up what it encrypts as CKKSTensor, and the result is wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ SHAPES = ((2, 16), (2, 64), (4, 64))
 MOST_ERROR = 5e-3
 """Above this error of a score, of which the largest is about 15, TenSEAL is wrong."""
 
-PEER = Peer("TenSEAL", "tenseal", "on_tenseal.py", "polynomials", REFRESH_PROTOCOL)
+IMAGES = {"CKKSTensor": tenseal_peer.IMAGES, "CKKSVector": 1}
+"""At once, by TenSEAL's type."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,21 @@ class Cut:
     expected: Array
 
 
-def measure(setting: Setting) -> dict[str, Any]:
-    """Every shape, or the smallest alone when quick."""
-    cases = [_case(*shape, setting) for shape in SHAPES[: 1 if setting.quick else None]]
-    return {"images": tenseal_peer.IMAGES, "cases": cases}
+def measure(setting: Setting, tensor: str) -> dict[str, Any]:
+    """Every shape, or the smallest alone when quick, as one of TenSEAL's types."""
+    cases = [_case(*shape, tensor, setting) for shape in SHAPES[: 1 if setting.quick else None]]
+    return {"images": IMAGES[tensor], "cases": cases}
 
 
-def _case(tokens: int, hidden: int, setting: Setting) -> dict[str, Any]:
+def _case(tokens: int, hidden: int, tensor: str, setting: Setting) -> dict[str, Any]:
     """Everyone's runs on one shape, turn by turn. TenSEAL's first turn is the one that is checked and weighed."""
-    folder = setting.folder / f"layers-{tokens}x{hidden}"
-    cut = _cut(tokens, hidden, folder)
+    folder = setting.folder / f"{tensor}-{tokens}x{hidden}"
+    cut = _cut(tokens, hidden, IMAGES[tensor], folder)
     config = cut.model.config
     label = f"{tokens} × {config.width}, FFN {hidden}"
-    asked = Asked(PEER, _told(cut.folded), _arrays(cut), cut.expected, MOST_ERROR, folder, np.asarray)
+    peer = Peer(f"TenSEAL {tensor}", "tenseal", "on_tenseal.py", "polynomials", REFRESH_PROTOCOL)
+    told = {**_told(cut.folded), "tensor": tensor}
+    asked = Asked(peer, told, _arrays(cut), cut.expected, MOST_ERROR, folder, np.asarray)
     job = Job(str(cut.model.folder), REFRESH_PROTOCOL, len(cut.inputs))
     load = [os.getloadavg()[0]]
     peak = apart(encrypted, job, watched=True)["peak_bytes"]
@@ -70,14 +74,14 @@ def _case(tokens: int, hidden: int, setting: Setting) -> dict[str, Any]:
         ours.append({**_our_run(job), "peak_bytes": peak})
         load.append(os.getloadavg()[0])
     shape = {name: getattr(config, name) for name in ("tokens", "width", "heads", "hidden")}
-    peers = {PEER.name: asked.summed()}
+    peers = {peer.name: asked.summed()}
     return {"shape": shape, "label": label, "load": load, "ours": {REFRESH_PROTOCOL: ours}, "peers": peers}
 
 
-def _cut(tokens: int, hidden: int, folder: Path) -> Cut:
-    """Write the model folder."""
+def _cut(tokens: int, hidden: int, count: int, folder: Path) -> Cut:
+    """Write the model folder, with so many images."""
     model = load_model("digits-vit")
-    images, labels = model.samples(tenseal_peer.IMAGES)
+    images, labels = model.samples(count)
     inputs = np.ascontiguousarray(images[:, :tokens])
     config = replace(model.config, tokens=tokens, hidden=hidden, name=f"digits-vit-{tokens}x{hidden}")
     weights = parameters.load(model.folder / WEIGHTS, model.config)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import measuring
 import scale_ckks
 
 from secureattn.ledger import LAN, PUMA, WAN, Network, units
@@ -215,8 +216,6 @@ def on_network(planned: Part, network: Network, phases: Sequence[str]) -> float:
 
 def text(document: Mapping[str, Any]) -> str:
     """Tables of the parts that are there."""
-    from secureattn.ledger.machine import in_words
-
     parts, found = document["parts"], []
     if "predictions" in parts:
         found += [*_scale(parts), *_networks(parts["predictions"])]
@@ -231,7 +230,7 @@ def text(document: Mapping[str, Any]) -> str:
     if wanted and not document["quick"]:
         found += [f"Provisional: not run yet with random weights: {'; '.join(wanted)}.", ""]
     found += _guesses(parts["assumptions"]) if "assumptions" in parts else []
-    return "\n".join([*found, f"Measured on {in_words(document['machine'])}."]) + "\n"
+    return "\n".join([*found, f"Measured on {measuring.measured_on(document)}."]) + "\n"
 
 
 def _scale(parts: Mapping[str, Part]) -> list[str]:

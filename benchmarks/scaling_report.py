@@ -98,15 +98,11 @@ def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
 
 def text(document: Mapping[str, Any]) -> str:
     """The tables for the README."""
-    from secureattn.ledger.machine import in_words
-
     parts = document["parts"]
     lines = [*_together(parts["together"])] if "together" in parts else []
     lines += _alone(parts["alone"]) if "alone" in parts else []
-    lines += [
-        f"Measured on {in_words(document['machine'])}, clients and servers together; {measuring.loads(parts)}.",
-        "",
-    ]
+    where = f"Measured on {measuring.measured_on(document)}, clients and servers together"
+    lines += [f"{where}; {measuring.loads(parts)}.", ""]
     return "\n".join(lines)
 
 

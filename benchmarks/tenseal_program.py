@@ -1,7 +1,8 @@
 """digits-vit as a program over TenSEAL's ``CKKSTensor``, and over a stand-in in the clear that notes what it does.
 
 One ciphertext per (token, feature), the images of a batch in its slots. Every operation goes through ``step(name, kind,
-*inputs)``, so one text serves a whole encrypted run, the clear run it is compared with, and samples of its operations.
+*inputs)``, so one text serves a whole encrypted run, the clear run it is compared with, samples of its operations, and
+a run over ``CKKSVector`` (tenseal_vectors.py).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import measuring
 import numpy as np
 import text_ckks
 from mpc_report import regions
@@ -129,14 +130,12 @@ def models_of(part: Part) -> dict[str, Any]:
 
 def text(document: Mapping[str, Any]) -> str:
     """Tables of the parts that are there."""
-    from secureattn.ledger.machine import in_words
-
     parts, found = dict(document["parts"]), []
     if "ckks" in parts:
         parts.pop("ckks_layer", None)  # the whole model shows what its layers do
     for name, of in TABLES.items():
         found += of(parts[name]) if name in parts else []
-    return "\n".join([*found, f"Measured on {in_words(document['machine'])}."]) + "\n"
+    return "\n".join([*found, f"Measured on {measuring.measured_on(document)}."]) + "\n"
 
 
 def _sentences_table(part: Part) -> list[str]:

@@ -94,11 +94,11 @@ def test_gross_errors_fail(report: ModuleType) -> None:
         "gross errors among them": False,
         "largest other error in units": True,
     }
-    assert "1 exactly, 23 locally" in report.text({"parts": {"truncation": part}})
+    assert "1 exactly, 23 locally" in report.text({"machine": {}, "parts": {"truncation": part}})
 
 
 def test_the_table_has_a_row_for_every_run(report: ModuleType) -> None:
-    text = report.text({"parts": {"block": BLOCK}})
+    text = report.text({"machine": {}, "parts": {"block": BLOCK}})
     for name in ("| default | plain CrypTen |", "| mpcformer | plain CrypTen |", "| puma | SecureAttn |"):
         assert text.count(name) == 1
     assert "accurate-mpc is 10.0 times faster online" in text

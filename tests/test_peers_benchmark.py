@@ -9,15 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import BENCHMARKS, assert_close
 
+from secureattn.backends.ckks.parameters import chain
+
 NOT_OURS = [*sorted((BENCHMARKS / "peers").glob("*.py"), key=str)]
-NOT_OURS += [BENCHMARKS / "crypten_block.py", BENCHMARKS / "processes.py"]
+NOT_OURS += [BENCHMARKS / f"{name}.py" for name in ("crypten_block", "processes", "tenseal_batch", "tenseal_vectors")]
 ENVIRONMENTS = BENCHMARKS.parent / "out" / "peers"
 
 
@@ -116,6 +118,66 @@ def test_what_peers_run_is_not_ours(path: Path) -> None:
     names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     assert names
     assert not [name for name in names if name.split(".")[0] == "secureattn"]
+
+
+@pytest.mark.parametrize("part", ["layers", "vectors"])
+def test_tables_say_what_they_are_of(report: ModuleType, part: str) -> None:
+    here = {"cpu": "this", "cores": 2}
+    (blocks,) = parts(peer(*[run()] * 3)).values()
+    one = {**blocks, "images": 360, "machine": {"cpu": "that", "cores": 4}, "commit": "def"}
+    text = report.text({"machine": here, "parts": {"blocks": blocks, part: one}})
+    assert text.count("| 16 × 64 | That | here |") == 2
+    assert text.index(report.BLOCKS[:40]) < text.index({"layers": "Under CKKS", "vectors": "on a single image"}[part])
+    assert f"this, 2 cores (blocks at abc) and on that, 4 cores ({part} at def)" in text
+    assert {"layers": "3 under CKKS", "vectors": "3 on one image"}[part] in text
+    alike = report.text({"machine": here, "parts": {"blocks": blocks, part: {**blocks, "images": 360}}})
+    assert "Measured on this, 2 cores; that 1.0." in alike
+
+
+# ---- TenSEAL's vectors ---------------------------------------------------------------------------------------
+
+
+def tiny(tokens: int, width: int, heads: int, hidden: int) -> SimpleNamespace:
+    """A folded model with polynomials of degree 3, four features and two classes."""
+    draw = np.random.default_rng(3)
+
+    def linear(outputs: int, inputs: int) -> SimpleNamespace:
+        weight = draw.uniform(-1, 1, (outputs, inputs)) / inputs**0.5
+        return SimpleNamespace(weight=weight, bias=draw.uniform(-0.5, 0.5, outputs))
+
+    def fitted(slope: float, shift: float) -> SimpleNamespace:
+        coefficients = draw.uniform(-0.5, 0.5, 4)
+        return SimpleNamespace(polynomial=SimpleNamespace(coefficients=coefficients, slope=slope, shift=shift))
+
+    functions = {"attention/norm": fitted(0.5, -0.5), "attention/normaliser": fitted(1.0, -0.25)}
+    functions |= {"ffn/norm": fitted(0.25, -0.5), "ffn/gelu": fitted(1.0, 0.0)}
+    parts = {"qkv": linear(3 * width, width), "output": linear(width, width)}
+    parts |= {"ffn_in": linear(hidden, width), "ffn_out": linear(width, hidden)}
+    config = SimpleNamespace(tokens=tokens, width=width, heads=heads, head_width=width // heads, power=4)
+    layer = SimpleNamespace(**parts, functions=functions, attention_epsilon=0.5)
+    return SimpleNamespace(config=config, embed=linear(width, 4), layers=(layer,), head=linear(2, width))
+
+
+def test_the_program_over_vectors_is_the_one_in_the_clear(benchmarks: Callable[[str], ModuleType]) -> None:
+    ts = pytest.importorskip("tenseal")
+    program, vectors, case = benchmarks("tenseal_program"), benchmarks("tenseal_vectors"), tiny(2, 8, 2, 4)
+    case.embed.bias = np.stack([case.embed.bias, -case.embed.bias])  # with positions
+    found = chain(1 << 14, 6)
+    context = ts.context(ts.SCHEME_TYPE.CKKS, found.ring_degree, coeff_mod_bit_sizes=list(found.prime_bits))
+    context.global_scale = 2.0**found.scale_bits
+    context.generate_galois_keys()
+    ways = vectors.ways(case.config.width, case.config.head_width)
+
+    def step(name: str, kind: Any, *inputs: Any) -> Any:
+        return ways.get(kind, kind.apply)(*inputs)
+
+    image = np.random.default_rng(4).uniform(-1, 1, (1, 2, 4))
+    expected = program.Survey(case, image, 6).output.array
+    scores = program.program(step, case, vectors.encrypt(context, image))
+    assert expected.shape == (1, 1, 2)
+    assert np.abs(expected).max() > 0.5
+    assert_close(vectors.decrypt(scores), expected, 1e-4, "under CKKS")
+    assert vectors.serialised_bytes(scores) == len(scores.cells[0].serialize())
 
 
 # ---- the reference -------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""An encoder on TenSEAL's own CKKSTensor layers as pip gives it: one process, as many threads as TenSEAL takes.
+"""An encoder on the layers of TenSEAL's CKKSTensor or CKKSVector as pip gives them: one process, as many threads as
+TenSEAL takes.
 
 Refreshes decrypt and encrypt anew, unmasked and within the process, which favours the peer. Bytes are the size of one
 serialised ciphertext of a tensor times their number, for the queries, both ways of every refresh, and the result.
@@ -6,17 +7,21 @@ serialised ciphertext of a tensor times their number, for the queries, both ways
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from types import SimpleNamespace
+from collections.abc import Mapping
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import case
-import numpy as np
 import tenseal as ts
+import tenseal_batch
+import tenseal_vectors
 from processes import peak_bytes
 from tenseal_program import REFRESH, program
+
+TENSORS: Mapping[str, ModuleType] = {"CKKSTensor": tenseal_batch, "CKKSVector": tenseal_vectors}
+"""TenSEAL's types and what a run asks of each."""
 
 
 def main() -> None:
@@ -49,18 +54,20 @@ def model(told: SimpleNamespace, arrays: dict[str, case.Array]) -> SimpleNamespa
 
 def once(told: SimpleNamespace, folded: SimpleNamespace, inputs: case.Array) -> tuple[dict[str, Any], case.Array]:
     """A run on inputs ``[B,S,F]`` and its scores ``[B,1,C]``; the seconds that weighing takes are left out."""
+    tensor = TENSORS[told.tensor]
+    ways = tensor.ways(told.width, told.head_width)
     sent, rounds, weighing_s = 0, 0, 0.0
 
     def weigh(*tensors: Any) -> None:
         nonlocal sent, weighing_s
         start = time.perf_counter()
         if told.counted:
-            sent += sum(serialised_bytes(x) for x in tensors)
+            sent += sum(map(tensor.serialised_bytes, tensors))
         weighing_s += time.perf_counter() - start
 
     def step(name: str, kind: Any, *inputs: Any) -> Any:
         nonlocal rounds
-        result = kind.apply(*inputs)
+        result = ways.get(kind, kind.apply)(*inputs)
         if kind is REFRESH:
             rounds += 1
             weigh(inputs[0], result)
@@ -69,21 +76,17 @@ def once(told: SimpleNamespace, folded: SimpleNamespace, inputs: case.Array) -> 
     start = time.perf_counter()
     context = ts.context(ts.SCHEME_TYPE.CKKS, told.ring_degree, coeff_mod_bit_sizes=told.prime_bits)
     context.global_scale = 2.0**told.scale_bits
+    if tensor.ROTATES:
+        context.generate_galois_keys()
     keys_s = time.perf_counter() - start
     start = time.perf_counter()
-    x = ts.ckks_tensor(context, ts.plain_tensor(inputs), batch=True)
+    x = tensor.encrypt(context, inputs)
     scores = program(step, folded, x)
-    output = np.array(scores.decrypt().tolist())
+    output = tensor.decrypt(scores)
     online_s = time.perf_counter() - start - weighing_s
     weigh(x, scores)
     counts = {"rounds": rounds + 1, "bytes_sent": [sent] if told.counted else None}
     return {"total_s": keys_s + online_s, "online_s": online_s, **counts}, output
-
-
-def serialised_bytes(x: Any) -> int:
-    """Of all ciphertexts of a tensor, as its first one has them."""
-    first = x[tuple(slice(0, 1) for _ in x.shape)]
-    return len(first.serialize()) * math.prod(x.shape)
 
 
 if __name__ == "__main__":
