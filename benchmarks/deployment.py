@@ -32,7 +32,7 @@ CAPTURE = "test_capture.py::test_tls_shows_records_and_nothing_else"
 _LIMIT_S = 3600
 
 
-def shown(setting: Setting) -> dict[str, Any]:
+def measure(setting: Setting) -> dict[str, Any]:
     """Every test's outcome (``passed``, ``failed``, or ``skipped`` where the machine does not allow it), its seconds
     and the figures that it recorded, by the name that it has here.
     """
@@ -42,14 +42,15 @@ def shown(setting: Setting) -> dict[str, Any]:
     for name, test in asked.items():
         tell(f"{name} …")
         found[name] = {"test": f"tests/{test}", "cases": run([test])}
-    return {"shown": found}
+    return {"tests": found}
 
 
 def run(tests: Sequence[str]) -> list[dict[str, Any]]:
     """Tests in a process of their own; one record a case. RuntimeError where none could be run."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={kept}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["-o", "junit_family=xunit1", f"--junitxml={kept}"]
         done = subprocess.run(
             [*command, *(str(TESTS / test) for test in tests)],
             capture_output=True,

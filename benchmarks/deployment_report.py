@@ -59,11 +59,11 @@ _BARS: Mapping[tuple[str, str], Bar] = {
 
 def checks(part: Part, *, quick: bool) -> list[Check]:
     """One row a figure, met or not; none for a test that the machine does not allow."""
-    return list(_checks(part["shown"], quick))
+    return list(_checks(part["tests"], quick))
 
 
-def _checks(shown: Mapping[str, Part], quick: bool) -> Iterator[Check]:
-    for name, of in shown.items():
+def _checks(tests: Mapping[str, Part], quick: bool) -> Iterator[Check]:
+    for name, of in tests.items():
         cases = [case for case in of["cases"] if case["outcome"] != "skipped"]
         if cases:
             failed = sum(case["outcome"] == "failed" for case in cases)

@@ -127,10 +127,11 @@ def text(document: Mapping[str, Any]) -> str:
         found = ratios(part, size)
         spread = f"{min(found):.2f} to {max(found):.2f}"
         rows.append(f"| {units.data(count)} | {' | '.join(cells)} | {_median(found):.2f} | {spread} |")
+    where = measuring.measured_on(document)
     rows += [
         "",
         f"Medians of {len(found)} turns between two processes over loopback. AES-256-GCM alone takes "
-        f"{units.seconds(part['cipher_s'])} of a core for the large one. Measured on {measuring.measured_on(document)}; "
+        f"{units.seconds(part['cipher_s'])} of a core for the large one. Measured on {where}; "
         f"{measuring.loads(document['parts'])}.",
         "",
     ]

@@ -40,12 +40,9 @@ def run_all(name: str, about: str | None, parts: Parts, report: Any, *, slow: Pa
     """
     everything = {**parts, **(slow or {})}
     options = _options(about, everything)
-    folder = Path("out") / name / ("quick" if options.quick else "full")
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in options.only or parts:
-        kept = folder / f"{part}.json"
-        if options.fresh or not kept.exists():
-            write(kept, measured(part, lambda of=everything[part]: of(Setting(folder, options.quick))))
+    asked = {part: everything[part] for part in options.only or parts}
+    gathered(name, asked, quick=options.quick, fresh=options.fresh)
+    folder = _folder(name, quick=options.quick)
     there = {} if options.quick else published(name)
     there |= {part: json.loads(kept.read_text()) for part in everything if (kept := folder / f"{part}.json").exists()}
     there = {part: there[part] for part in everything if part in there}
@@ -58,6 +55,23 @@ def run_all(name: str, about: str | None, parts: Parts, report: Any, *, slow: Pa
         write(options.json, document)
     print(report.text(document))
     return verdict(document)
+
+
+def gathered(name: str, parts: Parts, *, quick: bool, fresh: bool = False) -> dict[str, Any]:
+    """What parts of a benchmark measured, now unless ``out/name`` has it already."""
+    folder = _folder(name, quick=quick)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for part, of in parts.items():
+        kept = folder / f"{part}.json"
+        if fresh or not kept.exists():
+            write(kept, measured(part, lambda of=of: of(Setting(folder, quick))))  # type: ignore[misc]
+        found[part] = json.loads(kept.read_text())
+    return found
+
+
+def _folder(name: str, *, quick: bool) -> Path:
+    return Path("out") / name / ("quick" if quick else "full")
 
 
 def published(name: str) -> dict[str, Any]:

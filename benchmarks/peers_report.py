@@ -52,13 +52,6 @@ VECTORS = (
 )
 
 
-def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
-    """Everything, as JSON: machine, raw samples by part, and the checks computed from them."""
-    from secureattn.ledger.machine import machine
-
-    return {"schema": 1, "quick": quick, "machine": machine(), "checks": checks(parts), "parts": dict(parts)}
-
-
 # ---- checks -------------------------------------------------------------------------------------------------
 
 
