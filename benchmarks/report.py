@@ -20,6 +20,7 @@ from secureattn.commands import approximations
 from secureattn.ledger import units
 from secureattn.ledger.machine import in_words
 
+ROUNDING = 1e-12
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 OUT = ROOT / "out"
@@ -62,6 +63,8 @@ def unmeasured(text: str) -> str:
         "scale": scale_table,
         "ckks": ckks_table,
         "overhead": overhead_table,
+        "links": links_table,
+        "scaling": scaling_table,
         "peers": peers_table,
     }
     for name, table in tables.items():
@@ -91,12 +94,17 @@ def support_table() -> str:
         if "refused" in one:
             rows.append(f"| {label} | {domain} | {one['refused']} | -- | -- | -- | -- | -- | |")
             continue
-        error = "another function" if one["changes_model"] else f"{one['error']:.1e}{' rel.' * one['relative']}"
+        error = "another function" if one["changes_model"] else f"{_error(one['error'])}{' rel.' * one['relative']}"
         where = "all" if "ckks" in one["engines"] else "clear, shares"
         counts = [units.number(one[name]) for name in ("depth", "products", "rounds")]
         traffic = f"{one['bytes_sent'] + one['dealer_bytes']:.0f}"
         rows.append(f"| {label} | {domain} | {error} | {where} | {' | '.join(counts)} | {traffic} | {one['source']} |")
     return "\n".join(rows) + "\n"
+
+
+def _error(value: float) -> str:
+    """Below what doubles hold, processors differ in the digits."""
+    return f"{value:.1e}" if value == 0 or value >= ROUNDING else f"< {ROUNDING:.0e}"
 
 
 def attention_table() -> str:
@@ -137,6 +145,16 @@ def scale_table() -> str:
 def overhead_table() -> str:
     """What recording costs, as it was last measured."""
     return (ROOT / "benchmarks" / "results" / "overhead.md").read_text()
+
+
+def links_table() -> str:
+    """What TLS between parties costs, as it was last measured."""
+    return (ROOT / "benchmarks" / "results" / "links.md").read_text()
+
+
+def scaling_table() -> str:
+    """Jobs by workers, as they were last measured."""
+    return (ROOT / "benchmarks" / "results" / "scaling.md").read_text()
 
 
 def peers_table() -> str:
