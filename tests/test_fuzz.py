@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import os
@@ -102,9 +103,13 @@ def spliced(draw: st.DrawFn, good: bytes) -> bytes:
 
 def compressed(draw: st.DrawFn, good: bytes) -> bytes:
     """Bombs: megabytes of zeros in kilobytes, as gzip and zlib make them, and behind a good file's header."""
-    zeros = bytes(draw(st.sampled_from([1 << 16, 1 << 20, 1 << 22])))
-    bomb = draw(st.sampled_from([gzip.compress, zlib.compress]))(zeros)
-    return draw(st.sampled_from([bomb, good[:64] + bomb]))
+    made = bomb(draw(st.sampled_from([1 << 16, 1 << 20, 1 << 22])), draw(st.sampled_from([gzip.compress, zlib.compress])))
+    return draw(st.sampled_from([made, good[:64] + made]))
+
+
+@functools.cache
+def bomb(size: int, compress: Callable[[bytes], bytes]) -> bytes:
+    return compress(bytes(size))
 
 
 def rewritten(draw: st.DrawFn, good: bytes) -> bytes:
