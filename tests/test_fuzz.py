@@ -103,7 +103,9 @@ def spliced(draw: st.DrawFn, good: bytes) -> bytes:
 
 def compressed(draw: st.DrawFn, good: bytes) -> bytes:
     """Bombs: megabytes of zeros in kilobytes, as gzip and zlib make them, and behind a good file's header."""
-    made = bomb(draw(st.sampled_from([1 << 16, 1 << 20, 1 << 22])), draw(st.sampled_from([gzip.compress, zlib.compress])))
+    size = draw(st.sampled_from([1 << 16, 1 << 20, 1 << 22]))
+    compress = draw(st.sampled_from([gzip.compress, zlib.compress]))
+    made = bomb(size, compress)
     return draw(st.sampled_from([made, good[:64] + made]))
 
 
