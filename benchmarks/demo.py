@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from secureattn import load_model, load_protocol
-from secureattn.commands import comparison, output, planning, profiling
+from secureattn.commands import comparison, output, plan_tables, profiling
 from secureattn.ledger import LAN, WAN, Ledger, breakdown_table, machine, network_table, region_table, write_plot
 from secureattn.plan import make_plan
 
@@ -41,7 +41,7 @@ def run(protocol: str, samples: int | None, console: Console) -> Ledger:
     inputs, labels = model.samples(samples)
     with output.progress() as tell:
         plan = make_plan(model, load_protocol(protocol), samples=len(inputs))
-        compared = comparison.compare(plan, inputs, labels, tell)
+        compared = comparison.compared(plan, inputs, labels, tell)
     ledger = compared.encrypted.ledger
     console.rule(f"{MODEL} · {protocol}")
     comparison.show(compared, console)
@@ -50,7 +50,7 @@ def run(protocol: str, samples: int | None, console: Console) -> Ledger:
     console.print(network_table(ledger, (LAN, WAN)))
     output.write_json(OUT / f"demo-{protocol}.compare.json", compared.document())
     profile = profiling.document(plan, compared.encrypted, (LAN, WAN))
-    output.write_json(OUT / f"demo-{protocol}.profile.json", {**profile, "plan": planning.document(plan)})
+    output.write_json(OUT / f"demo-{protocol}.profile.json", {**profile, "plan": plan_tables.document(plan)})
     return ledger
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secureattn import load_model, load_protocol
-from secureattn.commands import comparison, output, planning, profiling
+from secureattn.commands import comparison, output, plan_tables, profiling
 from secureattn.ledger import LAN, WAN, breakdown_table, network_table, region_table
 from secureattn.nn.model import lines
 from secureattn.plan import make_plan
@@ -49,7 +49,7 @@ def main() -> None:
         plan = make_plan(model, protocol, samples=1, shape=query.shape)
         tell(f"embedding {len(documents)} documents in the clear", 0, 0)
         index = clear_run(plan, stored, exact=True)
-        compared = comparison.compare(plan, query, None, tell)
+        compared = comparison.compared(plan, query, None, tell)
     console.rule(f"{MODEL} · {PROTOCOL}")
     show(options.query, documents, index.outputs, compared, console)
     comparison.show(compared, console)
@@ -58,7 +58,7 @@ def main() -> None:
     console.print(breakdown_table(ledger, top=12, width=console.width))
     console.print(network_table(ledger, (LAN, WAN)))
     profile = profiling.document(plan, compared.encrypted, (LAN, WAN))
-    output.write_json(OUT / "demo-text.profile.json", {**profile, "plan": planning.document(plan)})
+    output.write_json(OUT / "demo-text.profile.json", {**profile, "plan": plan_tables.document(plan)})
     console.print(f"written to {OUT}/: demo-text.profile.json")
 
 

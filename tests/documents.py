@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from secureattn.commands.planning import modelled
+from secureattn.commands.plan_tables import modelled
 from secureattn.events import Event
 from secureattn.ledger import LAN, WAN, Ledger, Party, to_json
 

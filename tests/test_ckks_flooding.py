@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from secureattn.backends.ckks.flooding import Flooding, discrete_gaussian
-from secureattn.commands import output, planning
+from secureattn.commands import output, plan_tables
 from secureattn.errors import PlanError, ProtocolError
 from secureattn.events import Recorder
 from secureattn.nn.model import load_model
@@ -142,12 +142,12 @@ def test_plans_show_the_cost() -> None:
     made = plan()
     assert made.ckks is not None
     assert made.ckks.flooding == Flooding(20, 21, 20)
-    parameters = planning.document(made)["parameters"]
+    parameters = plan_tables.document(made)["parameters"]
     assert parameters["flooding_bits"] == 20
     assert parameters["precision_bits"] == pytest.approx(3.25, abs=0.01)
     console = output.stdout()
     with console.capture() as shown:
-        planning.show(made, console)
+        plan_tables.show(made, console)
     text = " ".join(shown.get().split())
     assert "flooded by 20 bits, noise of standard deviation 0.017 on each of 20" in text
     assert "3.3 bits after the point stay of 21, 17.7 are lost" in text
@@ -157,7 +157,7 @@ def test_plans_without_it_say_nothing() -> None:
     made = plan(flooding_bits=0, error_bits=0)
     assert made.ckks is not None
     assert made.ckks.flooding is None
-    parameters = planning.document(made)["parameters"]
+    parameters = plan_tables.document(made)["parameters"]
     assert parameters["flooding_bits"] is parameters["precision_bits"] is None
 
 

@@ -33,7 +33,7 @@ from secureattn.backends.ckks.parameters import CkksParameters, chain
 from secureattn.backends.ckks.pools import Pools
 from secureattn.backends.ckks.roles import pack
 from secureattn.backends.symbolic import SymbolicCkks, Unlimited
-from secureattn.commands import planning
+from secureattn.commands import plan_tables
 from secureattn.errors import PlanError, RangeError
 from secureattn.events import Recorder
 from secureattn.nn import parameters as nn_parameters
@@ -383,7 +383,7 @@ def line_of(plan: Plan) -> str:
 def said(plan: Plan) -> str:
     console = Console(width=300)
     with console.capture() as captured:
-        planning.show(plan, console)
+        plan_tables.show(plan, console)
     return captured.get()
 
 
@@ -398,7 +398,7 @@ def test_the_faster_layout_is_chosen_and_why_is_said(samples: int, layout: str, 
     line = line_of(plan)
     assert line.startswith(f"{layout} layout: for {samples} queries ")
     assert f"{other} would take " in line
-    document = planning.document(plan)["ckks"]
+    document = plan_tables.document(plan)["ckks"]
     assert document["layout"] == layout
     assert document["predicted_latency_s"] == dict(made.predicted)
 

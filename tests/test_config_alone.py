@@ -15,7 +15,7 @@ import pytest
 from test_cli import failed, run
 
 from secureattn import load_model, load_protocol, make_plan
-from secureattn.commands import planning
+from secureattn.commands import plan_tables
 from secureattn.errors import InputError, PlanError, ProtocolError
 from secureattn.nn.assumed import ASSUMED, assumed
 from secureattn.nn.batch import Shape
@@ -63,7 +63,7 @@ def test_every_config_is_as_large_as_its_paper_says() -> None:
 def test_every_config_is_planned_and_says_that_ranges_are_assumed(name: str) -> None:
     plan = planned(load_model(name))
     assert plan.warnings == (ASSUMED,)
-    document = planning.document(plan)
+    document = plan_tables.document(plan)
     assert document["ranges"] == "assumed"
     assert document["warnings"] == [ASSUMED]
 

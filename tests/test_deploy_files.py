@@ -310,6 +310,7 @@ def test_the_five_commands(tmp_path: Path) -> None:
     [
         (["keygen", "-o", "keys"], 2, "give MODEL and PROTOCOL to plan for, or --plan FILE"),
         (["keygen", "digits-vit", "puma", "-o", "keys"], 1, "keys and queries are for plans under CKKS"),
+        (["keygen", "digits-vit", "power-softmax-ckks", "--tokens", "8", "-o", "keys"], 1, "always 16 tokens, not 8"),
         (["encrypt", "x.npy", "--keys", "nowhere", "-o", "q"], 1, "input x.npy cannot be read"),
         (["decrypt", "r", "--keys", "nowhere", "-o", "r.json"], 1, "holds no secret.key; make keys"),
         (["refresh", "folder", "--keys", "nowhere"], 1, "holds no secret.key; make keys"),

@@ -38,6 +38,10 @@ def test_the_ckks_programs_load_no_tenseal(module: str) -> None:
     assert loaded(f"secureattn.backends.ckks.{module}", NO_ENGINE) == set()
 
 
+def test_the_command_line_is_read_without_what_commands_need() -> None:
+    assert loaded("secureattn.cli", ("numpy", "torch", "rich", *NO_ENGINE)) == set()
+
+
 def test_networks_and_the_plaintext_engine_load_no_engine() -> None:
     assert loaded("secureattn.nn.encoder, secureattn.nn.model, secureattn.backends.plaintext", NO_ENGINE) == set()
 

@@ -176,7 +176,7 @@ def test_a_protocol_with_sites_is_refused_before_the_search(
     def searched(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("secureattn.runs.search.search", searched)
+    monkeypatch.setattr("secureattn.commands.searching.searched", searched)
     again = ["plan", "digits-vit", str(tmp_path / "mine.toml"), "--search", "-o", str(tmp_path / "two.toml")]
     assert main(again) == 1
     assert "has a section [sites] already" in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_a_protocol_with_sites_is_refused_before_the_search(
 def test_the_command_prints_and_writes_what_was_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("secureattn.runs.search.search", lambda *_, **__: found())
+    monkeypatch.setattr("secureattn.commands.searching.searched", lambda *_, **__: found())
     files = ["--json", str(tmp_path / "s.json"), "-o", str(tmp_path / "mine.toml")]
     assert main(["plan", "digits-vit", "power-softmax-ckks", "--search", *files]) == 0
     printed = capsys.readouterr().out

@@ -69,23 +69,6 @@ def add_training(
     calibrate.add_argument("--overwrite", action="store_true", help="replace the ranges of a shipped model")
 
 
-def add_generation(generate: argparse.ArgumentParser) -> None:
-    """The arguments of ``generate``."""
-    generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to go on from")
-    generate.add_argument(
-        "--file",
-        type=Path,
-        metavar="FILE",
-        help="prompts of as many tokens each: texts, one a line (.txt), or numbers of tokens [N, tokens] "
-        "(.npy, .json, .safetensors)",
-    )
-    generate.add_argument("-n", "--new", type=positive, default=20, metavar="N", help="tokens to make (default 20)")
-    generate.add_argument("--top-k", type=positive, default=1, metavar="K", help="draw from the K best (1: the best)")
-    generate.add_argument("--temperature", type=weight, default=1.0, metavar="T", help="of the draw (default 1)")
-    generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default 0)")
-    generate.add_argument("--compare", action="store_true", help="with the plaintext model's greedy tokens too")
-
-
 def _add_checkpoint(convert: argparse.ArgumentParser) -> None:
     group = convert.add_argument_group("where MODEL is a Hugging Face checkpoint (config.json and safetensors)")
     group.add_argument("--tokens", type=positive, metavar="S", help="most tokens of a text (default: the checkpoint's)")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace as Options
 
-from rich.console import Console
-
+from secureattn.commands import output
 from secureattn.errors import EngineError
 
 
-def make(options: Options, console: Console) -> None:
+def make(options: Options) -> None:
     """Make them, and say what goes where."""
     try:
         from secureattn.deploy import certificates
@@ -17,6 +16,7 @@ def make(options: Options, console: Console) -> None:
         raise EngineError(f"certificates need the package {missing.name}; run pip install cryptography") from missing
 
     made = certificates.make(options.output, options.roles, hosts=dict(options.hosts or ()), days=options.days)
+    console = output.stdout()
     for folder in made:
         console.print(f"{folder}: for the machine of {folder.name}, as --tls FOLDER; valid {options.days} days")
     console.print(

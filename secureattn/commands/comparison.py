@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace as Options
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from secureattn.commands.planning import heading, parameters, show_trust
+from secureattn.commands import output, planning
+from secureattn.commands.plan_tables import heading, parameters, show_trust
 from secureattn.events import PHASES
 from secureattn.ledger import machine, phase_table, units
 from secureattn.nn.batch import Batch
@@ -92,7 +94,18 @@ class Comparison:
         return {"cosine": {name: {"mean": float(c.mean()), "least": float(c.min())} for name, c in found.items()}}
 
 
-def compare(
+def compare(options: Options) -> None:
+    """Run the held-out samples in all three ways and show them."""
+    output.writable(options.json)
+    with output.progress() as tell:
+        plan, inputs, labels = planning.sampled(options, tell)
+        found = compared(plan, inputs, labels, tell, device=options.device)
+    show(found, output.stdout())
+    if options.json:
+        output.write_json(options.json, found.document())
+
+
+def compared(
     plan: Plan, inputs: Batch, labels: npt.NDArray[np.int64] | None, progress: Progress, *, device: str = "cpu"
 ) -> Comparison:
     """Run all three; the encrypted one last, as it takes longest."""

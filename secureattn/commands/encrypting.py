@@ -20,6 +20,7 @@ from secureattn.errors import InputError, PlanError
 from secureattn.ledger import machine, phase_table, to_json, units
 from secureattn.plan import Plan
 from secureattn.plan.memory import installed
+from secureattn.runs.result import Progress
 
 
 def keygen(options: Options) -> None:
@@ -30,7 +31,7 @@ def keygen(options: Options) -> None:
         raise InputError(f"{folder} holds a secret key, which is never overwritten; choose another folder")
     output.writable(options.json)
     with output.progress() as tell:
-        plan = None if options.plan else planning.planned(*planning.named(options), options, tell)
+        plan = None if options.plan else _planned(options, tell)
         offer = read_offer(options.plan) if plan is None else Offer.of(plan)
         sizes = key_sizes(offer)
         if sum(sizes.values()) > installed() / 4:
@@ -49,6 +50,11 @@ def keygen(options: Options) -> None:
     console.print(f"trust: {offer.trust}")
     if options.json:
         output.write_json(options.json, {"schema": 1, "keys": owner.keys, "bytes": files, "plan": offer.hash})
+
+
+def _planned(options: Options, tell: Progress) -> Plan:
+    model, protocol = planning.named(options)
+    return planning.planned(model, protocol, planning.asked(model, options.batch, options.tokens), tell)
 
 
 _MEANT = {

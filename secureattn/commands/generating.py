@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from secureattn import runs
-from secureattn.commands import comparison, output
+from secureattn.commands import comparison, output, planning
 from secureattn.commands.inference import read_inputs
 from secureattn.errors import InputError
 from secureattn.ledger import machine, units
 from secureattn.ledger import to_json as as_json
 from secureattn.nn.choice import Choice
 from secureattn.nn.model import Model
-from secureattn.protocol import Protocol
 from secureattn.runs import generation
 from secureattn.runs.generation import Generated
 
 
-def generate(options: Options, model: Model, protocol: Protocol) -> None:
+def generate(options: Options) -> None:
     """Go on from one prompt, or from a file of prompts of one length; print the text and the cost of a token."""
+    model, protocol = planning.named(options)
     output.writable(options.json)
     if (options.prompt is None) == (options.file is None):
         raise InputError("give either a PROMPT or a --file of prompts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace as Options
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,38 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from secureattn.commands.output import whole
+from secureattn import runs
+from secureattn.commands import comparison, output, planning, profiling
 from secureattn.errors import InputError
 from secureattn.nn.model import Model, lines
 from secureattn.runs import Array
 
 INPUTS = (".npy", ".json", ".safetensors", ".txt")
 OUTPUTS = (".npy", ".json")
+
+
+def infer(options: Options) -> None:
+    """Run the inputs of a file and write what comes out."""
+    output.writable(options.json, options.output)
+    check_output(options.output)
+    model, protocol = planning.named(options)
+    given = read_inputs(options.input)
+    batch = model.batch(given)
+    runs.require(protocol.engine)
+    interval = None if model.config.variable else model.ranges.input
+    output.warn(outside(model.config.name, interval, batch.values))
+    output.warn(cut(model, given))
+    with output.progress() as tell:
+        plan = planning.planned(model, protocol, batch.shape, tell, workers=options.workers, memory_gib=options.memory)
+        run = runs.execute(plan, batch, progress=tell, device=options.device)
+    output.warn(lost(run.outputs))
+    write_outputs(options.output, run.outputs, kind=model.config.output)
+    console = output.stdout()
+    seconds, made = run.seconds()["total"], "vectors" if model.config.output == "vector" else "scores"
+    console.print(f"{plan.title}: {len(batch)} inputs in {seconds:.1f} s, {made} in {options.output}")
+    comparison.show_basis(plan, console)
+    if options.json:
+        output.write_json(options.json, profiling.document(plan, run, ()))
 
 
 def read_inputs(path: Path) -> Any:
@@ -73,7 +99,7 @@ def check_output(path: Path) -> None:
 
 def write_outputs(path: Path, outputs: Array, *, kind: str = "scores") -> None:
     """Outputs ``[N,C]`` as .npy, or as .json: vectors, or classes and scores, null for what is not finite."""
-    with whole(path) as draft:
+    with output.whole(path) as draft:
         if path.suffix == ".npy":
             np.save(draft, outputs)
             return

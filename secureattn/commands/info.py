@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from argparse import Namespace as Options
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from secureattn import __version__
-from secureattn.commands.output import stdout
+from secureattn.commands import output
 from secureattn.errors import INSTALL
 from secureattn.ledger import machine
 from secureattn.ledger.machine import in_words
@@ -23,6 +24,15 @@ MODULES = {
     "text": ("tokenizers",),
 }
 """Engine, or text as input → the modules it needs."""
+
+
+def info(options: Options) -> None:
+    """Say what is here."""
+    output.writable(options.json)
+    described = describe()
+    show(described)
+    if options.json:
+        output.write_json(options.json, described)
 
 
 def describe() -> dict[str, Any]:
@@ -53,7 +63,7 @@ def _part(modules: tuple[str, ...], command: str) -> dict[str, Any]:
 
 def show(described: dict[str, Any]) -> None:
     """Print it."""
-    console, here = stdout(), described["machine"]
+    console, here = output.stdout(), described["machine"]
     console.print(f"SecureAttn {described['version']}")
     console.print(f"machine: {in_words(here)}, {here['platform']}")
     versions = ("python", "numpy", "torch", "tenseal", "crypten")

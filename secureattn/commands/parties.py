@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
+from argparse import Namespace as Options
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from secureattn import runs
 from secureattn.backends.crypten.meeting import Address
 from secureattn.backends.crypten.runtime import CLIENT
-from secureattn.commands import inference
-from secureattn.commands.output import whole, write_json
-from secureattn.deploy.party import PLAIN, Outcome, Seat, check, names
+from secureattn.commands import inference, output, planning
+from secureattn.deploy.party import PLAIN, Outcome, Seat, check, names, take_part
 from secureattn.errors import InputError
 from secureattn.ledger import machine, phase_table, role_table, to_json
 from secureattn.ledger.trace import write_part
@@ -22,6 +24,26 @@ from secureattn.nn.model import Model
 from secureattn.protocol import Protocol
 
 _ROLES = {"owner": 0, "client": CLIENT}
+
+
+def party(options: Options) -> None:
+    """Take part in a run in one role, and write what this process has of it."""
+    output.writable(options.json, options.output, options.trace)
+    model, protocol = planning.named(options)
+    links = {"tls": options.tls, "insecure": options.insecure_links}
+    seat = seat_of(protocol, options.rank, options.rendezvous, float(options.wait), **links)
+    inputs = inputs_of(model, seat, options.input, options.output)
+    runs.require(protocol.engine)
+    output.warn(lost(seat))
+    alone = inputs is not None or not seat.launched  # launched at once, all are told the same files
+    trace = trace_of(options.trace, seat)
+    outcome = take_part(model, protocol, seat, inputs, device=options.device, trace=trace is not None, tell=_fail)
+    write(outcome, protocol, options.output, options.json if alone else None, trace)
+    show(outcome, protocol, output.stdout())
+
+
+def _fail(text: str) -> None:
+    print(f"secureattn: error: {text}", file=sys.stderr, flush=True)
 
 
 def seat_of(
@@ -53,15 +75,15 @@ def seat_of(
     return Seat(chosen, Address(address.host, address.port, launched=agent), wait_s, launched, tls, insecure)
 
 
-def inputs_of(model: Model, seat: Seat, file: Path | None, output: Path | None) -> Batch | None:
+def inputs_of(model: Model, seat: Seat, file: Path | None, scores: Path | None) -> Batch | None:
     """The client's inputs; a client without files is refused, and others with them unless all were launched at once."""
     if seat.rank != CLIENT:
-        if not seat.launched and (file is not None or output is not None):
+        if not seat.launched and (file is not None or scores is not None):
             raise InputError("the client alone (--rank client) reads an input and writes an output")
         return None
-    if file is None or output is None:
+    if file is None or scores is None:
         raise InputError("the client needs --input FILE and --output FILE")
-    inference.check_output(output)
+    inference.check_output(scores)
     return model.batch(inference.read_inputs(file))
 
 
@@ -91,16 +113,14 @@ def lost(seat: Seat) -> str:
     )
 
 
-def write(
-    outcome: Outcome, protocol: Protocol, output: Path | None, json_file: Path | None, trace: Path | None = None
-) -> None:
+def write(outcome: Outcome, protocol: Protocol, scores: Path | None, json: Path | None, trace: Path | None) -> None:
     """The scores, this party's own profile as JSON, and its time line."""
-    if outcome.outputs is not None and output is not None:
-        inference.write_outputs(output, outcome.outputs, kind=outcome.kind)
-    if json_file is not None:
-        write_json(json_file, _document(outcome, protocol))
+    if outcome.outputs is not None and scores is not None:
+        inference.write_outputs(scores, outcome.outputs, kind=outcome.kind)
+    if json is not None:
+        output.write_json(json, _document(outcome, protocol))
     if trace is not None and outcome.clock_error_s is not None:
-        with whole(trace) as draft:
+        with output.whole(trace) as draft:
             write_part(outcome.ledger, draft, pid=outcome.rank, error_s=outcome.clock_error_s)
 
 

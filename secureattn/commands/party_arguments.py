@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from secureattn.commands import model_arguments
 from secureattn.commands.arguments import positive
 
 
@@ -38,6 +39,7 @@ def add_party(party: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let links leave this machine without TLS; who reads all of them can work out inputs and weights",
     )
+    model_arguments.device(party)
 
 
 def add_certificates(certificates: argparse.ArgumentParser) -> None:

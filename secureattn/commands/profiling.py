@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+from argparse import Namespace as Options
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from secureattn import runs
+from secureattn.commands import output, planning
 from secureattn.commands.comparison import show_basis
 from secureattn.commands.output import whole
-from secureattn.commands.planning import heading, modelled
+from secureattn.commands.plan_tables import heading, modelled
 from secureattn.errors import EngineError, InputError
 from secureattn.ledger import (
     Network,
     breakdown_table,
+    load_network,
     machine,
     network_table,
     phase_table,
@@ -28,6 +32,21 @@ from secureattn.ledger import (
 from secureattn.ledger.figure import SUFFIXES
 from secureattn.plan import Plan
 from secureattn.runs import Run
+
+
+def profile(options: Options) -> None:
+    """Run the held-out samples, show and write what every operation cost."""
+    output.writable(options.json, options.trace, options.plot)
+    check_plot(options.plot)
+    networks = [load_network(name) for name in options.network or ("lan", "wan")]
+    with output.progress() as tell:
+        plan, inputs, _ = planning.sampled(options, tell)
+        wanted = {"trace": options.trace is not None, "errors": options.error, "device": options.device}
+        run = runs.execute(plan, inputs, progress=tell, **wanted)
+    show(plan, run, networks, output.stdout(), top=options.top)
+    write(run, trace=options.trace, plot=options.plot)
+    if options.json:
+        output.write_json(options.json, document(plan, run, networks))
 
 
 def document(plan: Plan, run: Run, networks: Sequence[Network]) -> dict[str, Any]:

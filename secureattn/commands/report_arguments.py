@@ -6,6 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
+from secureattn.commands import model_arguments
 from secureattn.commands.arguments import positive
 
 REPORT = "one page of HTML: accuracy, cost by region and operation, networks, machine, with nothing to load"
@@ -27,7 +28,7 @@ def limit(text: str) -> tuple[str, float]:
 
 def add(report: argparse.ArgumentParser, diff: argparse.ArgumentParser, trace: argparse.ArgumentParser) -> None:
     """The arguments of ``report``, ``diff`` and ``trace``."""
-    report.add_argument("--samples", type=positive, metavar="N", help="held-out samples to run (default all)")
+    model_arguments.samples(report)
     report.add_argument(
         "--from",
         dest="files",
@@ -39,6 +40,7 @@ def add(report: argparse.ArgumentParser, diff: argparse.ArgumentParser, trace: a
     )
     report.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where the page goes (.html)")
     report.add_argument("--top", type=positive, default=20, metavar="N", help="operations to list (default 20)")
+    model_arguments.networks(report)
     report.set_defaults(refuse=report.error)
     for name in ("A", "B"):
         diff.add_argument(name.lower(), type=Path, metavar=name, help="a JSON file of profile or compare")

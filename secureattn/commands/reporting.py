@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from argparse import Namespace as Options
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from secureattn.commands import comparison, difference, difference_tables, documents, output, page, profiling
+from secureattn.commands import comparison, difference, difference_tables, documents, output, page, planning, profiling
 from secureattn.commands.documents import Document
-from secureattn.commands.planning import modelled
+from secureattn.commands.plan_tables import modelled
 from secureattn.errors import InputError
 from secureattn.ledger import load_network
 from secureattn.ledger.trace import join as join_traces
-from secureattn.runs.result import Progress
-
-Sampled = Callable[[Progress], tuple[Any, Any, Any]]
-"""A plan, its inputs and their labels."""
 
 _SAME = ("model", "protocol", "engine", "samples", "tokens", "parameters")
 
 
-def report(options: Options, sampled: Sampled) -> None:
+def report(options: Options) -> None:
     """Run a model under a protocol, or read JSON files, and write the page."""
     if bool(options.files) == (options.model is not None) or (options.model is None) != (options.protocol is None):
         options.refuse("give either MODEL and PROTOCOL, or --from FILE")
@@ -31,7 +26,7 @@ def report(options: Options, sampled: Sampled) -> None:
         raise InputError(
             f"a report is a page of HTML, {options.output.name} is not; name it {options.output.stem}.html"
         )
-    found = read(options.files, options.network) if options.files else made(options, sampled)
+    found = read(options.files, options.network) if options.files else made(options)
     profile, compare = found.get("profile"), found.get("compare")
     with output.whole(options.output) as draft:
         draft.write_text(page.rendered(profile, compare, top=options.top), encoding="utf-8")
@@ -42,12 +37,12 @@ def report(options: Options, sampled: Sampled) -> None:
         output.write_json(options.json, {"schema": documents.SCHEMA, "kind": "report", **content})
 
 
-def made(options: Options, sampled: Sampled) -> dict[str, Document]:
+def made(options: Options) -> dict[str, Document]:
     """A profile and a comparison of one encrypted run."""
     networks = [load_network(name) for name in options.network or ("lan", "wan")]
     with output.progress() as tell:
-        plan, inputs, labels = sampled(tell)
-        compared = comparison.compare(plan, inputs, labels, tell)
+        plan, inputs, labels = planning.sampled(options, tell)
+        compared = comparison.compared(plan, inputs, labels, tell)
     profile = profiling.document(plan, compared.encrypted, networks)
     source = "this run"
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace as Options
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from secureattn import resources
+from secureattn.commands import output, planning
 from secureattn.commands.approximations import toml
 from secureattn.commands.output import whole
 from secureattn.errors import InputError
@@ -16,6 +19,23 @@ from secureattn.ledger import units
 from secureattn.nn.model import Model
 from secureattn.protocol import Protocol
 from secureattn.runs.search import Found, Point
+from secureattn.runs.search import search as searched
+
+
+def search(options: Options) -> None:
+    """Search the realisations that a protocol leaves open, show what was found, write it where asked to."""
+    if options.loss is not None and options.budget is not None:
+        raise InputError("a search takes either --loss or --budget, not both")
+    model, protocol = planning.named(options)
+    if options.output:
+        check(protocol)
+    with output.progress() as tell:
+        found = searched(model, protocol, loss=options.loss or 0.0, budget=options.budget, progress=tell)
+    show(found, output.stdout())
+    if options.output:
+        write_protocol(found, resources.find("protocols", options.protocol), options.output)
+    if options.json:
+        output.write_json(options.json, document(model, protocol, found))
 
 
 def show(found: Found, console: Console) -> None:

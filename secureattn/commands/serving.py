@@ -115,7 +115,8 @@ def _plan(options: Options, folder: Path) -> tuple[Plan, Offer, Path]:
                 return plan, offer, kept
     if options.plan is None:
         with output.progress() as tell:
-            made = planning.planned(model, protocol, options, tell, workers=options.workers)
+            shape = planning.asked(model, options.batch, options.tokens)
+            made = planning.planned(model, protocol, shape, tell, workers=options.workers)
         write_plan(made, kept)
     plan, offer = read_plan(kept, model, protocol)
     return plan, offer, kept
