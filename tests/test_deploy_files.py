@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -28,6 +29,7 @@ pytest.importorskip("tenseal")
 
 from test_ckks_text import TEXTS, accurate, model, planned
 
+from secureattn.backends.ckks.keys import EvaluationKeys
 from secureattn.deploy import Evaluator, Owner, Rounds, parcel, read_offer, read_plan, rounds, write_plan
 from secureattn.deploy.evaluator import load_keys
 from secureattn.deploy.owner import key_sizes
@@ -173,6 +175,45 @@ def test_a_secret_key_that_others_can_read_is_not_used(kept: Kept, tmp_path: Pat
     loaded = Owner.load(tmp_path)
     assert loaded.keys == kept.owner.keys
     loaded.close()
+
+
+@pytest.mark.parametrize("name", ["public.key", "evaluation.key"])
+def test_a_flipped_bit_of_a_key_is_refused_before_anything_is_loaded(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = kept.folder / "keys" / "evaluator"
+    for file in folder.glob("*.key"):
+        (tmp_path / file.name).hardlink_to(file)
+    (tmp_path / name).unlink()
+    shutil.copyfile(folder / name, tmp_path / name)
+    monkeypatch.setattr(EvaluationKeys, "of_parts", lambda *_: pytest.fail("a damaged key was loaded"))
+    size = (tmp_path / name).stat().st_size
+    with (tmp_path / name).open("r+b", buffering=0) as key:
+        for at in (0, 9, 300, size // 2, size - 1):
+            key.seek(at)
+            (good,) = key.read(1)
+            key.seek(at)
+            key.write(bytes([good ^ 1]))
+            with pytest.raises(InputError):
+                load_keys(tmp_path, kept.owner.offer)
+            key.seek(at)
+            key.write(bytes([good]))
+    with pytest.raises(pytest.fail.Exception, match="a damaged key was loaded"):
+        load_keys(tmp_path, kept.owner.offer)  # mended: it was the bits, and of_parts is where keys are loaded
+
+
+def test_keys_are_read_through_once_to_be_checked(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counted(path: Path, said: bytes) -> str:
+        hashed.append(path.name)
+        return hash_of(path, said)
+
+    hash_of = parcel._hash_of
+    monkeypatch.setattr(parcel, "_hash_of", counted)
+    keys, _ = load_keys(kept.folder / "keys" / "evaluator", kept.owner.offer)
+    assert keys == kept.owner.keys
+    assert sorted(hashed) == ["evaluation.key", "public.key"]
 
 
 def test_results_equal_the_clear_run(kept: Kept) -> None:

@@ -6,7 +6,8 @@ The rest, that residues are below their primes and ciphertexts hide something, i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,11 @@ def check_answer(answer: Parcel, needed: Label, note: Mapping[str, Any]) -> None
         raise InputError(f"{answer.name} has {len(answer.names)} ciphertexts, {len(note['levels'])} were asked for")
 
 
-def check_keys(folder: Path, offer: Offer) -> str:
-    """What the keys in a folder are called; InputError unless they are those of one owner for this plan, whole."""
+@contextmanager
+def opened_keys(folder: Path, offer: Offer) -> Iterator[tuple[str, Callable[[str], bytes]]]:
+    """What the keys in a folder are called, and what reads each by its name (``wire.key_sizes``), once all have been
+    checked; InputError unless they are those of one owner for this plan, whole.
+    """
     sizes = wire.key_sizes(offer.terms.parameters, offer.terms.rotations)
     with opened(folder / PUBLIC_FILE) as public, opened(folder / EVALUATION_FILE) as rest:
         keys = public.label.keys
@@ -118,7 +122,13 @@ def check_keys(folder: Path, offer: Offer) -> str:
         _check_parts(public, {wire.PUBLIC: sizes[wire.PUBLIC]})
         if key_id(public.part(wire.PUBLIC)) != keys:
             raise InputError(f"{PUBLIC_FILE} is damaged: its key has another name; send it again")
-    return keys
+        yield keys, lambda name: (public if name == wire.PUBLIC else rest).part(name)
+
+
+def check_keys(folder: Path, offer: Offer) -> str:
+    """What the keys in a folder are called; InputError as for ``opened_keys``."""
+    with opened_keys(folder, offer) as (keys, _):
+        return keys
 
 
 def _check_parts(found: Parcel, wanted: Mapping[str, int]) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 
 from secureattn.backends.ckks.keys import EvaluationKeys
 from secureattn.backends.ckks.roles import Answer
-from secureattn.backends.ckks.wire import PUBLIC
 from secureattn.deploy import parcel
-from secureattn.deploy.checks import check_keys, check_query, filler, place_of
+from secureattn.deploy.checks import check_query, filler, opened_keys, place_of
 from secureattn.deploy.merging import merged
 from secureattn.deploy.offer import Offer
 from secureattn.deploy.parcel import EVALUATION_FILE, PUBLIC_FILE, RESULT, SECRET_FILE, blobs, opened
@@ -37,12 +36,8 @@ def load_keys(folder: Path, offer: Offer) -> tuple[str, EvaluationKeys]:
         raise InputError(
             f"{folder} holds {SECRET_FILE}, which no evaluator may have; give it {PUBLIC_FILE} and {EVALUATION_FILE}"
         )
-    terms, keys = offer.terms, check_keys(folder, offer)
-    with opened(folder / PUBLIC_FILE) as public, opened(folder / EVALUATION_FILE) as rest:
-        found = EvaluationKeys.of_parts(
-            terms.parameters, terms.rotations, lambda name: (public if name == PUBLIC else rest).part(name)
-        )
-    return keys, found
+    with opened_keys(folder, offer) as (keys, part):
+        return keys, EvaluationKeys.of_parts(offer.terms.parameters, offer.terms.rotations, part)
 
 
 class Evaluator:
