@@ -216,11 +216,25 @@ def test_scratch_file_is_private_and_removed_even_on_error():
     assert not seen[0].exists()
 
 
-def test_scratch_file_works_without_a_tmpfs(monkeypatch, tmp_path):
+def test_scratch_file_works_without_memory_that_has_no_name_and_without_a_tmpfs(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with ring.scratch_file() as path:
         assert path.parent == Path(tmp_path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memory that is a file without a name")
+def test_scratch_file_is_in_no_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with ring.scratch_file() as first, ring.scratch_file() as second:
+        first.write_bytes(b"one")
+        second.write_bytes(b"two")
+        assert (first.read_bytes(), second.read_bytes()) == (b"one", b"two")
+        assert first.stat().st_nlink == 0
 
 
 @settings(max_examples=25, deadline=None)

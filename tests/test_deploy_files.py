@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -174,6 +176,19 @@ def test_a_secret_key_that_others_can_read_is_not_used(kept: Kept, tmp_path: Pat
     (tmp_path / "secret.key").chmod(0o600)
     loaded = Owner.load(tmp_path)
     assert loaded.keys == kept.owner.keys
+    loaded.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memory that is a file without a name")
+def test_a_secret_key_is_loaded_by_way_of_no_folder(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where files could not be made it is loaded all the same: neither the temporary directory nor a tmpfs is there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    loaded = Owner.load(kept.folder / "keys")
+    ciphertext = kept.owner.client.owner.encrypt(np.array([1.5]))
+    assert_close(loaded.client.owner.decrypt(ciphertext)[:1], np.array([1.5]), 1e-6, "noise of a fresh ciphertext")
     loaded.close()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,15 @@ def secret_key(about: Ring, blob: bytes) -> Any:
     _check(blob, "secret key", wire.secret_key_bytes(about.parameters))
     (residues,) = _unpacked(about, blob, 1)
     parms_id = about.context.key_parms_id()
-    return _loaded(
-        about, sealapi.SecretKey(), "secret key", [ring.pack_plaintext(residues, parms_id, 1.0, about.version)]
+    return _in_memory(
+        about, sealapi.SecretKey(), "secret key", ring.pack_plaintext(residues, parms_id, 1.0, about.version)
     )
 
 
 def public_key(about: Ring, blob: bytes) -> Any:
     """The public key of ``packed_public``; InputError where it is not one."""
     _check(blob, "public key", wire.public_key_bytes(about.parameters))
-    return _loaded(about, sealapi.PublicKey(), "public key", [_public_file(about, blob)])
+    return _in_memory(about, sealapi.PublicKey(), "public key", _public_file(about, blob))
 
 
 def relinearisation_key(about: Ring, blob: bytes) -> Any:
@@ -75,43 +75,42 @@ def galois_keys(about: Ring, elements: Mapping[int, Callable[[], bytes]]) -> Any
 
 
 def _switching(about: Ring, empty: Any, what: str, count: int, places: Mapping[int, Callable[[], bytes]]) -> Any:
-    """Keys at their places among ``count``, as SEAL keeps them."""
+    """Keys at their places among ``count``, as SEAL keeps them; by way of a file, as they are no secret and memory may
+    not hold them twice.
+    """
     size, one = wire.switching_key_bytes(about.parameters), wire.public_key_bytes(about.parameters)
-
-    def pieces() -> Iterator[bytes]:
-        yield _PARMS.pack(*about.context.key_parms_id()) + _COUNT.pack(count)
-        for place in range(count):
-            if place not in places:
-                yield _COUNT.pack(0)
-                continue
-            blob = places[place]()
-            _check(blob, what, size)
-            yield _COUNT.pack(size // one)
-            for at in range(0, size, one):
-                yield _public_file(about, blob[at : at + one])
-
-    return _loaded(about, empty, what, pieces(), whole=False)
-
-
-def _loaded(about: Ring, empty: Any, what: str, pieces: Iterator[bytes] | list[bytes], *, whole: bool = True) -> Any:
-    """Fill an empty SEAL key from the pieces of its file; ``whole``: its header is among them."""
-    with tempfile.TemporaryDirectory(prefix="secureattn-") as folder:  # only its owner may look inside
-        path = Path(folder) / "key"
+    with tempfile.TemporaryDirectory(prefix="secureattn-") as folder:
+        path = Path(folder) / "keys"
         with path.open("wb") as file:
-            if not whole:
-                file.write(ring.header(0, about.version))
-            for piece in pieces:
-                file.write(piece)
-            if not whole:
-                size = file.tell()
-                file.seek(0)
-                file.write(ring.header(size, about.version))
-        try:
-            empty.load(about.context, str(path))
-        except LOAD_ERRORS as error:
-            raise InputError(
-                f"{what} is damaged: SEAL refuses its residues; send it again, or make new ones"
-            ) from error
+            file.write(ring.header(0, about.version))
+            file.write(_PARMS.pack(*about.context.key_parms_id()) + _COUNT.pack(count))
+            for place in range(count):
+                if place not in places:
+                    file.write(_COUNT.pack(0))
+                    continue
+                blob = places[place]()
+                _check(blob, what, size)
+                file.write(_COUNT.pack(size // one))
+                for at in range(0, size, one):
+                    file.write(_public_file(about, blob[at : at + one]))
+            written = file.tell()
+            file.seek(0)
+            file.write(ring.header(written, about.version))
+        return _loaded(about, empty, what, path)
+
+
+def _in_memory(about: Ring, empty: Any, what: str, blob: bytes) -> Any:
+    """Fill an empty SEAL key from its file, which is kept off disks where the system can."""
+    with ring.scratch_file() as path:
+        path.write_bytes(blob)
+        return _loaded(about, empty, what, path)
+
+
+def _loaded(about: Ring, empty: Any, what: str, path: Path) -> Any:
+    try:
+        empty.load(about.context, str(path))
+    except LOAD_ERRORS as error:
+        raise InputError(f"{what} is damaged: SEAL refuses its residues; send it again, or make new ones") from error
     return empty
 
 

@@ -132,7 +132,17 @@ def uniform_mask(count: int, bits: int) -> WideIntegers:
 
 @contextmanager
 def scratch_file() -> Iterator[Path]:
-    """A path only this user can read (mode 0600), in memory where the system has a tmpfs; always removed."""
+    """A path for SEAL to write to and to read from, of this user alone (mode 0600): memory that is in no folder, as
+    Linux has it; elsewhere a file, in memory where the system has a tmpfs, always removed.
+    """
+    if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
+        handle = os.memfd_create("secureattn")
+        try:
+            os.fchmod(handle, 0o600)
+            yield Path(f"/proc/self/fd/{handle}")
+        finally:
+            os.close(handle)
+        return
     memory = Path("/dev/shm")
     folder = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
     handle, name = tempfile.mkstemp(prefix="secureattn-", dir=folder)
