@@ -301,6 +301,13 @@ def test_an_answer_to_another_request_is_no_answer(kept: Kept, tmp_path: Path) -
         Rounds(tmp_path, kept.owner.offer, kept.owner.keys, waits)([blob], [1])
 
 
+def test_a_client_without_its_package_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    monkeypatch.delitem(sys.modules, "secureattn.deploy.connection", raising=False)
+    with pytest.raises(EngineError, match=r"needs the package 'httpx2', which is missing; run pip install .*httpx2"):
+        from secureattn.deploy import Connection  # noqa: F401
+
+
 # ---- texts ------------------------------------------------------------------------------------------------------
 
 

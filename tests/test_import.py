@@ -38,6 +38,10 @@ def test_the_ckks_programs_load_no_tenseal(module: str) -> None:
     assert loaded(f"secureattn.backends.ckks.{module}", NO_ENGINE) == set()
 
 
+def test_roles_between_machines_are_loaded_when_they_are_asked_for() -> None:
+    assert loaded("secureattn.deploy", ("tenseal", "torch", "httpx2")) == set()
+
+
 def test_the_command_line_is_read_without_what_commands_need() -> None:
     assert loaded("secureattn.cli", ("numpy", "torch", "rich", *NO_ENGINE)) == set()
 

@@ -12,17 +12,13 @@ import numpy as np
 
 from secureattn import load_model, runs
 from secureattn.commands import inference, output
+from secureattn.deploy.connection import Connection
 from secureattn.deploy.offer import Offer
 from secureattn.deploy.owner import Owner, key_sizes
 from secureattn.deploy.parcel import SECRET_FILE
-from secureattn.errors import INSTALL, EngineError, InputError
+from secureattn.errors import InputError
 from secureattn.ledger import units
 from secureattn.runs.result import Progress
-
-try:
-    from secureattn.deploy.connection import Connection
-except ModuleNotFoundError as missing:
-    raise EngineError(f"querying needs the package {missing.name!r}, which is missing; {INSTALL['serve']}") from missing
 
 
 def query(options: Options) -> None:

@@ -16,17 +16,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import httpx2
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from secureattn import __version__
 from secureattn.deploy.offer import Offer
 from secureattn.deploy.owner import EVALUATOR, Owner
 from secureattn.deploy.parcel import EVALUATION_FILE, PUBLIC_FILE
-from secureattn.errors import EngineError, InputError
+from secureattn.errors import INSTALL, EngineError, InputError
 from secureattn.nn.model import Model
 from secureattn.runs.result import Progress
+
+try:
+    import httpx2
+except ModuleNotFoundError as missing:
+    raise EngineError(
+        f"a client of a server needs the package {missing.name!r}, which is missing; run {INSTALL['serve']}"
+    ) from missing
 
 Array = npt.NDArray[np.float64]
 _WAIT_S = 20.0  # for the next change of a job, in one request
@@ -73,7 +80,7 @@ class Connection:
         except (OSError, ssl.SSLError, ValueError, httpx2.InvalidURL) as error:
             raise InputError(f"{certificates or url} cannot be used: {error}") from error
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
