@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from checking import Check, at_least, at_most
+
 MINUTES = 60
 FUNCTIONS = (
     ("gelu", "puma", (-10.0, 10.0), 2.0e-2),
@@ -91,7 +93,7 @@ def _checks(
     seconds: float,
     extra: Mapping[str, Any],
     quick: bool,
-) -> list[dict[str, Any]]:
+) -> list[Check]:
     """One row per figure asked for, true or not."""
     ran = [run for row in rows for run in row["engines"].values() if "refused" not in run]
     unexpected = [
@@ -101,29 +103,23 @@ def _checks(
         if "refused" in run and not ("needs" in run["refused"] and engine == "ckks")
     ]
     found = [
-        _check("variants", len(lines), 4 if quick else 25, at_least=True),
-        _check("seeds", int(budget["seeds"]), 1 if quick else 3, at_least=True),
-        _check("minutes", round(seconds / 60, 1), MINUTES, at_least=False),
-        _check("runs refused for another reason than a missing capability", len(unexpected), 0, at_least=False),
-        _check("least agreement of encrypted and clear runs", min(r["agreement"] for r in ran), 0.99, at_least=True),
+        at_least("variants", len(lines), 4 if quick else 25),
+        at_least("seeds", int(budget["seeds"]), 1 if quick else 3),
+        at_most("minutes", round(seconds / 60, 1), MINUTES),
+        at_most("runs refused for another reason than a missing capability", len(unexpected), 0),
+        at_least("least agreement of encrypted and clear runs", min(r["agreement"] for r in ran), 0.99),
     ]
     if quick:
         return found
     given, chosen = extra["search"]["given"], extra["search"]["chosen"]
     found += [
-        _check(
-            "levels found by search, against the hand-chosen", chosen["levels"], given["levels"] - 1, at_least=False
-        ),
-        _check("accuracy found by search", min(chosen["accuracy"]), min(given["accuracy"]), at_least=True),
-        _check("sites that report inputs scaled by 3", len(extra["escapes_scaled_by_3"]), 1, at_least=True),
+        at_most("levels found by search, against the hand-chosen", chosen["levels"], given["levels"] - 1),
+        at_least("accuracy found by search", min(chosen["accuracy"]), min(given["accuracy"])),
+        at_least("sites that report inputs scaled by 3", len(extra["escapes_scaled_by_3"]), 1),
     ]
     for one in extra["published"]:
-        found.append(_check(f"max error of {one['name']}", one["error"], 1.02 * one["stated"], at_least=False))
+        found.append(at_most(f"max error of {one['name']}", one["error"], 1.02 * one["stated"]))
     return found
-
-
-def _check(name: str, value: float, bar: float, *, at_least: bool) -> dict[str, Any]:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value >= bar if at_least else value <= bar)}
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

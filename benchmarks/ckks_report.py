@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import ckks_growth
+from checking import Check, Part, at_least, at_most, described
 from ckks_runs import computed
 
-Part = Mapping[str, Any]
-Check = dict[str, Any]
 GB, PEAK = 1e9, 6
 PREDICTION, MEMORY = 0.25, 0.2
 """How far a measured figure may lie from the predicted one, as a share of it."""
@@ -25,16 +24,8 @@ DIFFERENCE, ERROR, RANDOM_ERROR = 1e-6, 1e-5, 1e-3
 
 def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
     """Everything, as JSON: machine, primitive times, raw samples by part, and the checks computed from them."""
-    from secureattn.ledger.machine import machine
-
-    return {
-        "schema": 1,
-        "quick": quick,
-        "machine": machine(),
-        "primitives": parts["primitives"]["result"] if "primitives" in parts else None,
-        "checks": checks(parts, quick=quick),
-        "parts": dict(parts),
-    }
+    primitives = parts["primitives"]["result"] if "primitives" in parts else None
+    return described(parts, checks(parts, quick=quick), quick=quick, primitives=primitives)
 
 
 # ---- checks -------------------------------------------------------------------------------------------------
@@ -44,7 +35,7 @@ def checks(parts: Mapping[str, Part], *, quick: bool) -> list[Check]:
     """One row per figure asked for, met or not; none for parts that are missing. Seconds count in full runs only."""
     found = [check for name, of in CHECKS.items() if name in parts for check in of(parts[name], not quick)]
     if "peer" in parts and "digits" in parts:
-        found.append(_least("digits-vit: times faster per image than TenSEAL's CKKSTensor", peer_ratio(parts), 10))
+        found.append(at_least("digits-vit: times faster per image than TenSEAL's CKKSTensor", peer_ratio(parts), 10))
     return found
 
 
@@ -52,10 +43,10 @@ def _products(part: Part, timed: bool) -> Iterator[Check]:
     for one in results(part["sizes"]):
         name = f"{one['size']}×{one['size']} weights"
         if timed:
-            yield _least(f"{name}: times faster than multiply_plain and add", speedup(one), SPEEDUPS[one["size"]])
+            yield at_least(f"{name}: times faster than multiply_plain and add", speedup(one), SPEEDUPS[one["size"]])
         difference = max(one["max_abs_difference"], one["max_abs_error"])
-        yield _most(f"{name}: largest difference, of both ways and from the clear", difference, DIFFERENCE)
-        yield _most(f"{name}: residues in which both ways differ", one["residues_that_differ"], 0)
+        yield at_most(f"{name}: largest difference, of both ways and from the clear", difference, DIFFERENCE)
+        yield at_most(f"{name}: residues in which both ways differ", one["residues_that_differ"], 0)
 
 
 def _digits(part: Part, timed: bool) -> Iterator[Check]:
@@ -64,9 +55,9 @@ def _digits(part: Part, timed: bool) -> Iterator[Check]:
     if timed:
         by_workers = by_cores(runs)
         most = by_workers[max(by_workers)]
-        yield _most("digits-vit, 360 images: online s, all cores", median(most, online), 60)
+        yield at_most("digits-vit, 360 images: online s, all cores", median(most, online), 60)
         if len(by_workers) > 1:
-            yield _least("digits-vit: times faster on all cores than on one", processes_ratio(runs), 1.6)
+            yield at_least("digits-vit: times faster on all cores than on one", processes_ratio(runs), 1.6)
         for workers, some in by_workers.items():
             yield _predicted(f"digits-vit, {workers} worker{'s' * (workers > 1)}", some)
     yield from _memory(name_of(runs), part["watched"])
@@ -75,10 +66,10 @@ def _digits(part: Part, timed: bool) -> Iterator[Check]:
 def _dense(part: Part, timed: bool) -> Iterator[Check]:
     runs = results(part["runs"])
     chosen = sum(run["layout"] == "dense" for run in runs)
-    yield _least("one image: plans that choose the dense layout", chosen, len(runs))
-    yield _most("one image: largest error of scores", _worst(runs), 1e-4)
+    yield at_least("one image: plans that choose the dense layout", chosen, len(runs))
+    yield at_most("one image: largest error of scores", _worst(runs), 1e-4)
     if timed:
-        yield _most("one image: online s, median", median(runs, online), 12)
+        yield at_most("one image: online s, median", median(runs, online), 12)
         yield _predicted("one image", runs)
     yield from _memory("one image", part["watched"])
 
@@ -86,10 +77,10 @@ def _dense(part: Part, timed: bool) -> Iterator[Check]:
 def _oneshot(part: Part, timed: bool) -> Iterator[Check]:
     runs = results(part["runs"])
     yield from _right(runs, ERROR)
-    yield _least("digits-vit-oneshot: images that one batch holds", min(run["capacity"] for run in runs), 1024)
-    yield _most("digits-vit-oneshot: refresh rounds", max(run["counts"]["rounds"] for run in runs), 0)
+    yield at_least("digits-vit-oneshot: images that one batch holds", min(run["capacity"] for run in runs), 1024)
+    yield at_most("digits-vit-oneshot: refresh rounds", max(run["counts"]["rounds"] for run in runs), 0)
     seconds = median(runs, lambda run: computed(run["seconds"]))
-    yield _most("digits-vit-oneshot: encrypt, online and decrypt s", seconds, 300)
+    yield at_most("digits-vit-oneshot: encrypt, online and decrypt s", seconds, 300)
     yield _predicted("digits-vit-oneshot", runs)
     yield from _memory("digits-vit-oneshot", part["watched"], bounded=False)
 
@@ -98,8 +89,8 @@ def _growth(part: Part, timed: bool) -> Iterator[Check]:
     for config in ckks_growth.MODELS if timed else ():
         found = part["models"].get(config.name, {})
         runs = [run for one in found.values() if (run := ckks_growth.measured(one))]
-        yield _least(f"{config.name}: layouts planned and run", len(runs), 1)
-        yield _most(f"{config.name}: largest error of scores", _worst(runs), RANDOM_ERROR)
+        yield at_least(f"{config.name}: layouts planned and run", len(runs), 1)
+        yield at_most(f"{config.name}: largest error of scores", _worst(runs), RANDOM_ERROR)
 
 
 CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
@@ -116,34 +107,26 @@ def _right(runs: Sequence[Part], error: float) -> Iterator[Check]:
     name = name_of(runs)
     lost = max(run["accuracy"]["clear"] - run["accuracy"]["encrypted"] for run in runs)
     agreement = min(share for run in runs for share in run["agreement"].values())
-    yield _most(f"{name}: accuracy lost by encryption", lost, 0.005)
-    yield _least(f"{name}: agreement with the clear run, and the exact one", agreement, 0.99)
-    yield _most(f"{name}: largest error of scores", _worst(runs), error)
+    yield at_most(f"{name}: accuracy lost by encryption", lost, 0.005)
+    yield at_least(f"{name}: agreement with the clear run, and the exact one", agreement, 0.99)
+    yield at_most(f"{name}: largest error of scores", _worst(runs), error)
 
 
 def _predicted(name: str, runs: Sequence[Part]) -> Check:
     off = abs(median(runs, lambda run: online(run) / run["predicted"]["online"] / pace(run)) - 1)
-    return _most(f"{name}: online s measured, off the predicted at the pace of then by", off, PREDICTION)
+    return at_most(f"{name}: online s measured, off the predicted at the pace of then by", off, PREDICTION)
 
 
 def _memory(name: str, run: Part, *, bounded: bool = True) -> Iterator[Check]:
     """Both roles and all processes together, against what is allowed and what the plan stated."""
     if bounded:
-        yield _most(f"{name}: peak memory of both roles, GB", run["peak_bytes"] / GB, PEAK)
+        yield at_most(f"{name}: peak memory of both roles, GB", run["peak_bytes"] / GB, PEAK)
     stated = run["result"]["predicted_peak_bytes"]
-    yield _most(f"{name}: peak memory, off the predicted by", abs(run["peak_bytes"] / stated - 1), MEMORY)
+    yield at_most(f"{name}: peak memory, off the predicted by", abs(run["peak_bytes"] / stated - 1), MEMORY)
 
 
 def _worst(runs: Sequence[Part]) -> float:
     return max((run["max_abs_error"]["encryption"] for run in runs), default=float("inf"))
-
-
-def _least(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value >= bar)}
-
-
-def _most(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value <= bar)}
 
 
 # ---- figures ------------------------------------------------------------------------------------------------

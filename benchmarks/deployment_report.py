@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-Part = Mapping[str, Any]
-Check = dict[str, Any]
+from checking import Check, Part, at_least, at_most
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,8 @@ class Bar:
         bar = self.most if self.least is None else self.least
         bar = self.quick if quick and self.quick is not None else bar
         assert bar is not None
-        return {
-            "name": f"{name}: {self.words}",
-            "value": value,
-            "bar": bar,
-            "ok": value <= bar if self.least is None else value >= bar,
-        }
+        row = at_most if self.least is None else at_least
+        return row(f"{name}: {self.words}", value, bar)
 
 
 _AMISS = Bar("not refused in one line, or read as if good", most=0)

@@ -23,6 +23,7 @@ from typing import Any
 
 import measuring
 import torch
+from checking import described
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from measuring import Setting, run_all
 
@@ -111,9 +112,7 @@ def ratios(part: Mapping[str, Any], size: str) -> list[float]:
 
 def document(parts: Mapping[str, Mapping[str, Any]], *, quick: bool) -> dict[str, Any]:
     """Everything, as JSON. No figure is asked for: what TLS costs is told, and links beyond a machine have it."""
-    from secureattn.ledger.machine import machine
-
-    return {"schema": 1, "quick": quick, "machine": machine(), "checks": [], "parts": dict(parts)}
+    return described(parts, [], quick=quick)
 
 
 def text(document: Mapping[str, Any]) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 
 import measuring
 import numpy as np
+from checking import Check, Part, at_least, at_most, described
 
-Part = Mapping[str, Any]
-Check = dict[str, Any]
 ONLINE, TOTAL, MPCFORMER = 8.0, 4.0, 2.5
 ROUNDS, BYTES, ERROR, SOFTMAX = 45, 1 / 8, 2e-3, 1e-3
 FIXED_POINT = 1e-3
@@ -82,15 +81,7 @@ def digits_of(plan: Any, run: Any, clear: Any, exact: Any, labels: Any) -> dict[
 
 def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
     """Everything, as JSON: machine, raw samples by part, and the checks computed from them."""
-    from secureattn.ledger.machine import machine
-
-    return {
-        "schema": 1,
-        "quick": quick,
-        "machine": machine(),
-        "checks": checks(parts, quick=quick),
-        "parts": dict(parts),
-    }
+    return described(parts, checks(parts, quick=quick), quick=quick)
 
 
 # ---- checks -------------------------------------------------------------------------------------------------
@@ -105,51 +96,51 @@ def _block(part: Part, full: bool) -> Iterator[Check]:
     runs, peers = part["runs"], part["peers"]
     ours, default = runs["accurate-mpc"], peers["default"]
     if full:
-        yield _least("accurate-mpc: times faster online than plain CrypTen", ratio(default, ours), ONLINE)
-        yield _least("accurate-mpc: the same, with the dealer's time", ratio(default, ours, dealer=True), TOTAL)
+        yield at_least("accurate-mpc: times faster online than plain CrypTen", ratio(default, ours), ONLINE)
+        yield at_least("accurate-mpc: the same, with the dealer's time", ratio(default, ours, dealer=True), TOTAL)
         faster = ratio(peers["mpcformer"], runs["mpcformer"])
-        yield _least("mpcformer: times faster online than its functions on plain CrypTen", faster, MPCFORMER)
+        yield at_least("mpcformer: times faster online than its functions on plain CrypTen", faster, MPCFORMER)
         share = most(ours, "bytes_sent") / default[0]["bytes_sent"]
-        yield _most("accurate-mpc: online bytes as a share of plain CrypTen's", share, BYTES)
-    yield _most("accurate-mpc: online rounds", most(ours, "rounds"), ROUNDS)
-    yield _most("accurate-mpc: largest error of the block", error(ours, "exact"), ERROR)
+        yield at_most("accurate-mpc: online bytes as a share of plain CrypTen's", share, BYTES)
+    yield at_most("accurate-mpc: online rounds", most(ours, "rounds"), ROUNDS)
+    yield at_most("accurate-mpc: largest error of the block", error(ours, "exact"), ERROR)
     if full:
         share, of_puma = (error(ours, "exact") / e for e in (worst(default), error(runs["puma"], "exact")))
-        yield _most("accurate-mpc: largest error, as a share of plain CrypTen's", share, 1)
-        yield _most("accurate-mpc: the same, of PUMA's functions", of_puma, 1)
+        yield at_most("accurate-mpc: largest error, as a share of plain CrypTen's", share, 1)
+        yield at_most("accurate-mpc: the same, of PUMA's functions", of_puma, 1)
     for name, some in runs.items():
         for kind in ("rounds", "bytes_sent", "dealer_bytes"):
             planned = [party[kind] for party in part["plans"][name]]
             off = max(abs(party[kind] - p) for run in some for party, p in zip(run["parties"], planned, strict=True))
-            yield _most(f"{name}: planned {kind.replace('_', ' ')} less counted", off, 0)
+            yield at_most(f"{name}: planned {kind.replace('_', ' ')} less counted", off, 0)
 
 
 def _truncation(part: Part, full: bool) -> Iterator[Check]:
     exact = part["exact"]
     if full:
-        yield _least("products truncated exactly", exact["products"], 10**8)
-    yield _most("gross errors among them", exact["gross"], 0)
-    yield _most("largest other error in units", exact["largest_other_units"], 1)
+        yield at_least("products truncated exactly", exact["products"], 10**8)
+    yield at_most("gross errors among them", exact["gross"], 0)
+    yield at_most("largest other error in units", exact["largest_other_units"], 1)
 
 
 def _softmax(part: Part, full: bool) -> Iterator[Check]:
     for row in part["rows"]:
-        yield _most(f"softmax, {row['keys']} keys, {row['rows']} rows: largest error", row["max_abs_error"], SOFTMAX)
+        yield at_most(f"softmax, {row['keys']} keys, {row['rows']} rows: largest error", row["max_abs_error"], SOFTMAX)
 
 
 def _gelu(part: Part, full: bool) -> Iterator[Check]:
     found = part["functions"]
-    yield _most("puma: largest error of GELU on ±10, on shares", found["puma"], PUMA_GELU + FIXED_POINT)
-    yield _most("accurate-mpc: the same", found["accurate-mpc"], FIXED_POINT)
+    yield at_most("puma: largest error of GELU on ±10, on shares", found["puma"], PUMA_GELU + FIXED_POINT)
+    yield at_most("accurate-mpc: the same", found["accurate-mpc"], FIXED_POINT)
 
 
 def _digits(part: Part, full: bool) -> Iterator[Check]:
     for name in [name for name in part if isinstance(part[name], dict)]:
         one = part[name]
         lost = one["accuracy"]["exact"] - one["accuracy"]["encrypted"]
-        yield _most(f"digits-vit, {one['samples']} images, {name}: accuracy lost", lost, LOST)
+        yield at_most(f"digits-vit, {one['samples']} images, {name}: accuracy lost", lost, LOST)
         agreement = min(one["agreement"].values())
-        yield _least(f"digits-vit, {name}: agreement with the clear run, and the exact one", agreement, AGREEMENT)
+        yield at_least(f"digits-vit, {name}: agreement with the clear run, and the exact one", agreement, AGREEMENT)
 
 
 CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
@@ -159,14 +150,6 @@ CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
     "gelu": _gelu,
     "digits": _digits,
 }
-
-
-def _least(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value >= bar)}
-
-
-def _most(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value <= bar)}
 
 
 # ---- figures ------------------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import measuring
+from checking import Check, Part, at_most, described
 
-Part = Mapping[str, Any]
-Check = dict[str, Any]
 BAR = 0.03
 """Share of an evaluation that recording may take."""
 
@@ -55,24 +54,17 @@ def checks(parts: Mapping[str, Part], *, quick: bool) -> list[Check]:
 def _checks(name: str, part: Part, *, quick: bool) -> Iterator[Check]:
     for way, word in _WAYS.items():
         counted = share(part, way)
-        yield _most(f"{_NAMES[name]}, {word}: calls times their cost, share of an evaluation", counted, BAR)
+        yield at_most(f"{_NAMES[name]}, {word}: calls times their cost, share of an evaluation", counted, BAR)
         if not quick:
             found = ratios(part, way)
-            yield _most(
+            yield at_most(
                 f"{_NAMES[name]}, {word}: median ratio of {len(found)} turns", statistics.median(found), 1 + BAR
             )
 
 
-def _most(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": value <= bar}
-
-
 def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
     """Everything, as JSON: machine, raw samples by part, and the checks computed from them."""
-    from secureattn.ledger.machine import machine
-
-    found = checks(parts, quick=quick)
-    return {"schema": 1, "quick": quick, "machine": machine(), "checks": found, "parts": dict(parts)}
+    return described(parts, checks(parts, quick=quick), quick=quick)
 
 
 def text(document: Mapping[str, Any]) -> str:

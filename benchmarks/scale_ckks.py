@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from checking import Check, Part, at_most
 from measuring import Setting, tell
 from text_ckks import of_plan
 
 from secureattn.ledger import units
 
-Part = Mapping[str, Any]
 # What is planned: model, protocol, tokens, queries at once.
 PLANS: Mapping[str, tuple[str, str, int, int]] = {
     "BERT-base, 128 tokens": ("bert-base", "accurate-ckks", 128, 64),
@@ -49,11 +49,11 @@ def homomorphic(setting: Setting) -> dict[str, Any]:
     return {"workloads": found}
 
 
-def checks(part: Part, full: bool) -> Iterator[dict[str, Any]]:
+def checks(part: Part, full: bool) -> Iterator[Check]:
     """Encoders are planned, and models with Power-Softmax."""
     planned = ("BERT", "Pythia")
     named = [w for w, one in part["workloads"].items() if "refused" in one and w.startswith(planned)]
-    yield {"name": "workloads without a plan under CKKS", "value": len(named), "bar": 0, "ok": not named}
+    yield at_most("workloads without a plan under CKKS", len(named), 0)
 
 
 def rows(part: Part, workload: str) -> Iterator[str]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import measuring
 import scale_ckks
+from checking import Check, Part, at_most, described
 
 from secureattn.ledger import LAN, PUMA, WAN, Network, units
 
-Part = Mapping[str, Any]
-Check = dict[str, Any]
 NETWORKS = (PUMA, LAN, WAN)
 COUNTS = ("rounds", "bytes_sent", "dealer_bytes")
 PHASES = ("setup", "encrypt", "offline", "online", "decrypt")
@@ -109,14 +108,7 @@ def of_run(processes: Part, seats: Sequence[str]) -> dict[str, Any]:
 
 def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
     """Everything, as JSON: machine, published figures, raw samples by part, and the checks computed from them."""
-    from dataclasses import asdict
-
-    from secureattn.ledger.machine import machine
-
-    found = checks(parts, quick=quick)
-    published = [asdict(one) for one in PUBLISHED]
-    about = {"schema": 1, "quick": quick, "machine": machine(), "checks": found}
-    return {**about, "published": published, "parts": dict(parts)}
+    return described(parts, checks(parts, quick=quick), quick=quick, published=[asdict(one) for one in PUBLISHED])
 
 
 def checks(parts: Mapping[str, Part], *, quick: bool) -> list[Check]:
@@ -130,16 +122,16 @@ def checks(parts: Mapping[str, Part], *, quick: bool) -> list[Check]:
 
 def _run(one: Part, full: bool) -> Iterator[Check]:
     title = one["title"]
-    yield _most(f"{title}: rounds and bytes counted, off the planned by", _off(one), 0)
+    yield at_most(f"{title}: rounds and bytes counted, off the planned by", _off(one), 0)
     if full:
         ratio = ratio_of_seconds(one)
         name = f"{title}: seconds with the dealer's, predicted and measured apart by"
-        yield _most(name, max(ratio, 1 / ratio), SECONDS)
+        yield at_most(name, max(ratio, 1 / ratio), SECONDS)
     elif one["random_weights"]:
         return
     for seat, ratio in ratios_of_memory(one).items():
         apart = max(ratio, 1 / ratio)
-        yield _most(f"{title}: peak memory of the {seat}, predicted and measured apart by", apart, MEMORY)
+        yield at_most(f"{title}: peak memory of the {seat}, predicted and measured apart by", apart, MEMORY)
 
 
 def _off(one: Part) -> int:
@@ -155,8 +147,8 @@ def _off(one: Part) -> int:
 
 def _planning(part: Part, full: bool) -> Iterator[Check]:
     if full:
-        yield _most(f"{part['model']}: seconds that its plan takes", part["seconds"], PLAN_S)
-    yield _most(f"{part['model']}: peak bytes of its plan", part["peak_bytes"], PLAN_BYTES)
+        yield at_most(f"{part['model']}: seconds that its plan takes", part["seconds"], PLAN_S)
+    yield at_most(f"{part['model']}: peak bytes of its plan", part["peak_bytes"], PLAN_BYTES)
 
 
 def _assumptions(part: Part, full: bool) -> Iterator[Check]:
@@ -164,12 +156,12 @@ def _assumptions(part: Part, full: bool) -> Iterator[Check]:
         bar = PRETRAINED if name == "minilm" else TRAINED
         for count in COUNTS:
             factor = running(ranges["assumed"], count) / running(ranges["calibrated"], count)
-            yield _most(f"{name}: {count} under assumed ranges over those under calibrated ones", factor, bar)
+            yield at_most(f"{name}: {count} under assumed ranges over those under calibrated ones", factor, bar)
 
 
 def _predictions(part: Part, full: bool) -> Iterator[Check]:
     missing = sum("accurate-mpc" not in one or "puma" not in one for one in part["workloads"].values())
-    yield _most("workloads without a plan under accurate-mpc and puma", missing, 0)
+    yield at_most("workloads without a plan under accurate-mpc and puma", missing, 0)
 
 
 CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
@@ -178,10 +170,6 @@ CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
     "assumptions": _assumptions,
     "homomorphic": scale_ckks.checks,
 }
-
-
-def _most(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value <= bar)}
 
 
 def ratio_of_seconds(one: Part) -> float:

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import measuring
-
-Part = Mapping[str, Any]
-Check = dict[str, Any]
+from checking import Check, Part, at_most, described
 
 NETWORKS = {"1 Gbit/s": 1e9 / 8, "10 Gbit/s": 1e10 / 8}
 """Bytes a second, each way."""
@@ -70,30 +68,22 @@ def checks(parts: Mapping[str, Part]) -> list[Check]:
 def _checks(parts: Mapping[str, Part]) -> Iterator[Check]:
     if (alone := parts.get("alone")) is not None:
         errors = [job["error"] for way in alone["ways"].values() for job in way["jobs"]]
-        yield _most("alone: largest error of a score against the clear run", max(errors), ERROR)
-        yield _most("alone: what Ray adds to a job, share of it", added_s(alone) / median_s(alone, "pipe"), SHARE)
+        yield at_most("alone: largest error of a score against the clear run", max(errors), ERROR)
+        yield at_most("alone: what Ray adds to a job, share of it", added_s(alone) / median_s(alone, "pipe"), SHARE)
     if (together := parts.get("together")) is not None:
         errors = [job["error"] for run in together["runs"] for job in run["jobs"]]
-        yield _most("together: largest error of a score against the clear run", max(errors), ERROR)
+        yield at_most("together: largest error of a score against the clear run", max(errors), ERROR)
         lost = sum(run["sent"] - len(run["jobs"]) for run in together["runs"])
-        yield _most("together: jobs that were lost", lost, 0)
-
-
-def _most(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": value <= bar}
+        yield at_most("together: jobs that were lost", lost, 0)
 
 
 def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
     """Everything, as JSON: machine, raw samples by part, the checks, and what is predicted, marked as such."""
-    from secureattn.ledger.machine import machine
-
-    found = {"schema": 1, "quick": quick, "machine": machine(), "checks": checks(parts), "parts": dict(parts)}
-    if "alone" in parts:
-        rows = [(name, count) for name in NETWORKS for count in WORKERS]
-        told = [(name, count, *predicted(parts["alone"], count, NETWORKS[name])) for name, count in rows]
-        names = ("network", "replicas", "jobs_per_minute", "bound")
-        found["predicted"] = [dict(zip(names, row, strict=True)) for row in told]
-    return found
+    rows = [(name, count) for name in NETWORKS for count in WORKERS if "alone" in parts]
+    told = [(name, count, *predicted(parts["alone"], count, NETWORKS[name])) for name, count in rows]
+    names = ("network", "replicas", "jobs_per_minute", "bound")
+    found = [dict(zip(names, row, strict=True)) for row in told]
+    return described(parts, checks(parts), quick=quick, predicted=found)
 
 
 def text(document: Mapping[str, Any]) -> str:

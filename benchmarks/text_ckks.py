@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checking import Check, Part, at_least, at_most
 from ckks_runs import described, held_bytes
 from measuring import Setting, tell
 
@@ -25,7 +26,6 @@ MODEL, PROTOCOL, TOKENS = "minilm", "accurate-ckks", 16
 COUNTED = ("ct_products", "pt_products", "rotations", "relinearisations", "rescales", "rounds", "bytes_sent")
 MEMORY_BYTES = 16 * 2**30
 COSINE, WORST, NEAREST, PLANNED_S = 0.9995, 0.999, 0.99, 7200.0
-Part = Mapping[str, Any]
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------
@@ -158,25 +158,21 @@ def _telling() -> Any:
 # ---- checks and tables --------------------------------------------------------------------------------------
 
 
-def plan_checks(part: Part, full: bool) -> Iterator[dict[str, Any]]:
+def plan_checks(part: Part, full: bool) -> Iterator[Check]:
     """The whole model would take less than two hours."""
     name = f"minilm under CKKS, {len(part['lengths'])} sentences: planned s"
-    yield _row(name, part["predicted"]["total"], PLANNED_S, most=True)
+    yield at_most(name, part["predicted"]["total"], PLANNED_S)
 
 
-def run_checks(part: Part, full: bool) -> Iterator[dict[str, Any]]:
+def run_checks(part: Part, full: bool) -> Iterator[Check]:
     """A run keeps vectors, and counts what was planned."""
     layers = part["plan"]["shape"]["layers"]
     name = f"minilm under CKKS, {layers} layer{'s' * (layers > 1)}, {len(part['lengths'])} sentences"
-    yield _row(f"{name}: mean cosine to plaintext", float(np.mean(part["cosines"])), COSINE)
-    yield _row(f"{name}: worst cosine to plaintext", min(part["cosines"]), WORST)
-    yield _row(f"{name}: same nearest neighbour", part["nearest_agreement"], NEAREST)
+    yield at_least(f"{name}: mean cosine to plaintext", float(np.mean(part["cosines"])), COSINE)
+    yield at_least(f"{name}: worst cosine to plaintext", min(part["cosines"]), WORST)
+    yield at_least(f"{name}: same nearest neighbour", part["nearest_agreement"], NEAREST)
     off = max(abs(part["counted"][key] - part["plan"]["counted"][key]) for key in COUNTED)
-    yield _row(f"{name}: counted operations and bytes, off the planned by", off, 0, most=True)
-
-
-def _row(name: str, value: float, bar: float, *, most: bool = False) -> dict[str, Any]:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value <= bar if most else value >= bar)}
+    yield at_most(f"{name}: counted operations and bytes, off the planned by", off, 0)
 
 
 def plan_table(part: Part) -> list[str]:

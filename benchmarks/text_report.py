@@ -9,12 +9,11 @@ from typing import Any
 import measuring
 import numpy as np
 import text_ckks
+from checking import Check, Part, at_least, at_most, described
 from mpc_report import regions
 
 from secureattn.ledger import units
 
-Part = Mapping[str, Any]
-Check = dict[str, Any]
 COSINE, WORST, NEAREST, PADDING = 0.9995, 0.999, 0.99, 1e-9
 ONLINE_S, TOTAL_S, READY_S, PEAK_BYTES = 4.0, 8.0, 15.0, 3e9
 GREEDY, PERPLEXITY, AGREEMENT = 0.99, 0.01, 0.99
@@ -42,10 +41,7 @@ def run_of(plan: Any, run: Any) -> dict[str, Any]:
 
 def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
     """Everything, as JSON: machine, raw samples by part, and the checks computed from them."""
-    from secureattn.ledger.machine import machine
-
-    found = checks(parts, quick=quick)
-    return {"schema": 1, "quick": quick, "machine": machine(), "checks": found, "parts": dict(parts)}
+    return described(parts, checks(parts, quick=quick), quick=quick)
 
 
 def checks(parts: Mapping[str, Part], *, quick: bool) -> list[Check]:
@@ -55,44 +51,44 @@ def checks(parts: Mapping[str, Part], *, quick: bool) -> list[Check]:
 
 def _sentences(part: Part, full: bool) -> Iterator[Check]:
     count = len(part["cosines"])
-    yield _least(f"minilm, {count} sentences: mean cosine to plaintext", float(np.mean(part["cosines"])), COSINE)
-    yield _least(f"minilm, {count} sentences: worst cosine to plaintext", min(part["cosines"]), WORST)
-    yield _least(f"minilm, {count} sentences: same nearest neighbour", part["nearest_agreement"], NEAREST)
+    yield at_least(f"minilm, {count} sentences: mean cosine to plaintext", float(np.mean(part["cosines"])), COSINE)
+    yield at_least(f"minilm, {count} sentences: worst cosine to plaintext", min(part["cosines"]), WORST)
+    yield at_least(f"minilm, {count} sentences: same nearest neighbour", part["nearest_agreement"], NEAREST)
     difference = part["padding_max_abs_difference"]
-    yield _most("minilm: largest difference between alone and in a padded batch", difference, PADDING)
+    yield at_most("minilm: largest difference between alone and in a padded batch", difference, PADDING)
     yield _planned(f"minilm, {count} sentences", part)
 
 
 def _sentence(part: Part, full: bool) -> Iterator[Check]:
     name = f"minilm, one sentence of {part['tokens']} tokens"
     if full:
-        yield _most(f"{name}: online s", _median(part, "online"), ONLINE_S)
-        yield _most(f"{name}: total s", _median(part, "total"), TOTAL_S)
+        yield at_most(f"{name}: online s", _median(part, "online"), ONLINE_S)
+        yield at_most(f"{name}: total s", _median(part, "total"), TOTAL_S)
     yield _planned(name, part["runs"][0])
 
 
 def _party(part: Part, full: bool) -> Iterator[Check]:
     roles = ("owner", "client", "dealer")
     if full:
-        yield _most("minilm: s until a party is ready", max(part[r]["ready_s"] or 0.0 for r in roles), READY_S)
-    yield _most("minilm: peak bytes of a process", max(part[r]["peak_bytes"] for r in roles), PEAK_BYTES)
+        yield at_most("minilm: s until a party is ready", max(part[r]["ready_s"] or 0.0 for r in roles), READY_S)
+    yield at_most("minilm: peak bytes of a process", max(part[r]["peak_bytes"] for r in roles), PEAK_BYTES)
 
 
 def _generation(part: Part, full: bool) -> Iterator[Check]:
     for name, one in models_of(part).items():
         tokens, plain, bare = (np.array(one[k]) for k in ("tokens", "plaintext_tokens", "tokens_without_cache"))
-        yield _least(
+        yield at_least(
             f"{name}: greedy tokens equal plaintext's, of {tokens.size}", float((tokens == plain).mean()), GREEDY
         )
-        yield _least(f"{name}: the same tokens without a cache", float((plain == bare).mean()), 1.0)
+        yield at_least(f"{name}: the same tokens without a cache", float((plain == bare).mean()), 1.0)
         for kind in ("clear", "encrypted"):
             off = abs(one["perplexity"][kind] / one["perplexity"]["exact"] - 1)
-            yield _most(f"{name}: perplexity {kind}, off the exact by", off, PERPLEXITY)
+            yield at_most(f"{name}: perplexity {kind}, off the exact by", off, PERPLEXITY)
 
 
 def _checkpoints(part: Part, full: bool) -> Iterator[Check]:
     for name, one in part["models"].items():
-        yield _least(f"{name}, convert to compare: agrees with exact", one["agreement"]["encrypted"], AGREEMENT)
+        yield at_least(f"{name}, convert to compare: agrees with exact", one["agreement"]["encrypted"], AGREEMENT)
 
 
 CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
@@ -109,15 +105,7 @@ CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
 
 def _planned(name: str, run: Part) -> Check:
     off = max(abs(a - b) for k in run["planned"] for a, b in zip(run["planned"][k], run["counted"][k], strict=True))
-    return _most(f"{name}: rounds and bytes counted, off the planned by", off, 0)
-
-
-def _least(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value >= bar)}
-
-
-def _most(name: str, value: float, bar: float) -> Check:
-    return {"name": name, "value": value, "bar": bar, "ok": bool(value <= bar)}
+    return at_most(f"{name}: rounds and bytes counted, off the planned by", off, 0)
 
 
 # ---- tables -------------------------------------------------------------------------------------------------

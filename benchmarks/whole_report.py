@@ -9,9 +9,8 @@ import deployment_report
 import overhead_report
 import peers_report
 import scaling_report
+from checking import Check, Part, described
 
-Part = Mapping[str, Any]
-Check = dict[str, Any]
 BESIDE = ("deployment", "recording", "workers")
 """Parts that are no comparison with a peer."""
 
@@ -30,10 +29,7 @@ def checks(parts: Mapping[str, Part], *, quick: bool) -> list[Check]:
 
 def document(parts: Mapping[str, Part], *, quick: bool) -> dict[str, Any]:
     """Everything, as JSON: machine, raw samples by part, and the checks."""
-    from secureattn.ledger.machine import machine
-
-    found = checks(parts, quick=quick)
-    return {"schema": 1, "quick": quick, "machine": machine(), "checks": found, "parts": dict(parts)}
+    return described(parts, checks(parts, quick=quick), quick=quick)
 
 
 def text(document: Mapping[str, Any]) -> str:
