@@ -10,6 +10,7 @@ unless ``--fresh``. Writes a table to ``benchmarks/results/atlas.md``, and every
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import sys
@@ -107,10 +108,9 @@ def job(variant: str, seed: int, budget: Budget, folder: Path) -> list[dict[str,
     model = load_model(place)
     rows = []
     for way in realisations(variant).values():
-        row = {"variant": way.name, "trained_as": variant, "seed": seed, "train_s": seconds, "engines": {}}
-        for engine in PROTOCOLS:
-            row["engines"][engine] = _attempt(lambda engine=engine, way=way: _run(model, way.name, engine, budget))
-        rows.append(row)
+        runs = {engine: _attempt(functools.partial(_run, model, way.name, engine, budget)) for engine in PROTOCOLS}
+        about = {"variant": way.name, "trained_as": variant, "seed": seed, "train_s": seconds}
+        rows.append({**about, "engines": runs})
     measuring.write(kept, rows)
     return rows
 

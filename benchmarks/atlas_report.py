@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,7 +78,7 @@ def further_checks() -> dict[str, Any]:
     published = []
     for function, kind, domain, stated in FUNCTIONS:
         made = realise(function, {"kind": kind}, domain)
-        error = fit.max_error(on_arrays(KNOWN[function].TRUE), lambda x, f=made: values(f, x), domain)
+        error = fit.max_error(on_arrays(KNOWN[function].TRUE), functools.partial(values, made), domain)
         published.append({"name": f"{function}/{kind}", "error": error, "stated": stated})
     searched = {
         "given": {"levels": found.given.cost, "accuracy": [found.given.accuracy, found.given.checked]},

@@ -31,7 +31,7 @@ def gelu_tanh(x: Array) -> Array:
 
 def gelu_quad(x: Array) -> Array:
     """MPCFormer's quadratic, which is another function."""
-    return np.polynomial.polynomial.polyval(x, QUAD_GELU)
+    return np.asarray(np.polynomial.polynomial.polyval(x, QUAD_GELU), dtype=np.float64)
 
 
 def softmax(scores: Array) -> Array:

@@ -10,6 +10,7 @@ to ``benchmarks/results``. Wants a quiet machine.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -269,6 +270,10 @@ def _peer() -> dict[str, Any]:
 # ---- all of it ----------------------------------------------------------------------------------------------
 
 
+def _part(name: str, setting: Setting) -> dict[str, Any]:
+    return {"workers": setting.workers, **PARTS[name](setting)}
+
+
 def main() -> int:
     """Measure what is missing, then write tables, plot and JSON; 1 if a check fails."""
     options = _options()
@@ -280,7 +285,7 @@ def main() -> int:
     for name in wanted:
         kept = folder / f"{name}.json"
         if options.fresh or not kept.exists():
-            write(kept, measured(name, lambda part=PARTS[name]: {"workers": setting.workers, **part(setting)}))
+            write(kept, measured(name, functools.partial(_part, name, setting)))
     parts = {name: json.loads(kept.read_text()) for name in names if (kept := folder / f"{name}.json").exists()}
     document = ckks_report.document(parts, quick=options.quick)
     if not options.quick and len(parts) == len(names):

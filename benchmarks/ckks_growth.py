@@ -149,7 +149,7 @@ def _line(name: str, found: Mapping[str, Any]) -> str:
     return f"| {' | '.join([*cells, *_pair(dense)])} |"
 
 
-def _pair(found: Mapping[str, Any]) -> tuple[str, str]:
+def _pair(found: Mapping[str, Any]) -> tuple[str, ...]:
     """Predicted and measured seconds, encrypt … decrypt."""
     plan, run = found["plan"], measured(found)
     return tuple(f"{computed(s):.1f}" if s else "--" for s in (plan and plan["predicted"], run and run["seconds"]))
@@ -157,7 +157,8 @@ def _pair(found: Mapping[str, Any]) -> tuple[str, str]:
 
 def measured(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The run of a model in a layout, if there was one."""
-    return found["run"] and found["run"]["result"]
+    run: Mapping[str, Any] | None = found["run"] and found["run"]["result"]
+    return run
 
 
 def draw(part: Mapping[str, Any], path: Path) -> None:

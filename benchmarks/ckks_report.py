@@ -149,7 +149,7 @@ def online(run: Part) -> float:
 
 def pace(run: Part) -> float:
     """How many times longer primitives took around a run than when its plan's costs were measured."""
-    return statistics.mean(run.get("pace", [1.0]))
+    return float(statistics.mean(run.get("pace", [1.0])))
 
 
 def median(runs: Sequence[Part], figure: Callable[[Part], float]) -> float:
@@ -165,7 +165,7 @@ def by_cores(runs: Sequence[Part]) -> dict[int, list[Part]]:
 def speedup(product: Part) -> float:
     """How many times faster one matrix product is than the loop, of which only some rows were run."""
     loop = statistics.median(product["loop_s"]) * product["size"] / product["loop_rows"]
-    return loop / statistics.median(product["matrix_s"])
+    return float(loop / statistics.median(product["matrix_s"]))
 
 
 def processes_ratio(runs: Sequence[Part]) -> float:
@@ -238,12 +238,12 @@ def _run_table(columns: Sequence[tuple[str, Sequence[Part]]]) -> str:
     for phase in ("keys", "setup", "encrypt", "online", "refresh", "decrypt"):
         cells = []
         for _, runs in columns:
-            spent = median(runs, lambda run, phase=phase: run["seconds"].get(phase, 0.0))
-            predicted = median(runs, lambda run, phase=phase: run["predicted"].get(phase, 0.0) * pace(run))
+            spent = statistics.median(run["seconds"].get(phase, 0.0) for run in runs)
+            predicted = statistics.median(run["predicted"].get(phase, 0.0) * pace(run) for run in runs)
             cells.append(f"{units.seconds(spent)} ({units.seconds(predicted)})" if spent or predicted else "--")
         lines.append(f"| {phase} | {' | '.join(cells)} |")
     for name in ("query", "refresh", "result"):
-        sent = [median(runs, lambda run, name=name: run["bytes"][name] / run["samples"]) for _, runs in columns]
+        sent = [statistics.median(run["bytes"][name] / run["samples"] for run in runs) for _, runs in columns]
         lines.append(f"| {name} bytes an image | {' | '.join(units.data(round(n)) for n in sent)} |")
     worst = [f"{_worst(runs):.1e}" for _, runs in columns]
     lines.append(f"| largest error of scores | {' | '.join(worst)} |")

@@ -157,27 +157,27 @@ CHECKS: Mapping[str, Callable[[Part, bool], Iterator[Check]]] = {
 
 def ratio(peers: Sequence[Part], runs: Sequence[Part], *, dealer: bool = False) -> float:
     """How many times longer the peer took, turn by turn: the median."""
-    return statistics.median(a["seconds"] / taken(b, dealer=dealer) for a, b in zip(peers, runs, strict=True))
+    return float(statistics.median(a["seconds"] / taken(b, dealer=dealer) for a, b in zip(peers, runs, strict=True)))
 
 
 def taken(run: Part, *, dealer: bool = False) -> float:
     """A run's online seconds, those of the slowest party; with what was dealt ahead for it."""
-    return max(party["online_s"] + dealer * party["offline_s"] for party in run["parties"])
+    return float(max(party["online_s"] + dealer * party["offline_s"] for party in run["parties"]))
 
 
 def most(runs: Sequence[Part], kind: str) -> int:
     """The most of a party."""
-    return max(party[kind] for run in runs for party in run["parties"])
+    return int(max(party[kind] for run in runs for party in run["parties"]))
 
 
 def error(runs: Sequence[Part], reference: str) -> float:
     """The largest error of any run."""
-    return max(run["max_abs_error"][reference] for run in runs)
+    return float(max(run["max_abs_error"][reference] for run in runs))
 
 
 def worst(peers: Sequence[Part]) -> float:
     """The largest error of any of the peer's runs."""
-    return max(run["max_abs_error"] for run in peers)
+    return float(max(run["max_abs_error"] for run in peers))
 
 
 # ---- tables -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import tenseal_peer
 from ckks_runs import REFRESH_PROTOCOL, Job, apart, computed, encrypted
 from measuring import Setting, tell
 from peers_run import Asked, Peer
+from tenseal_program import polynomial
 
 from secureattn import load_model, load_protocol, runs
 from secureattn.backends.ckks.parameters import chain
@@ -82,11 +83,13 @@ def _cut(tokens: int, hidden: int, count: int, folder: Path) -> Cut:
     """Write the model folder, with so many images."""
     model = load_model("digits-vit")
     images, labels = model.samples(count)
+    assert labels is not None
     inputs = np.ascontiguousarray(images[:, :tokens])
     config = replace(model.config, tokens=tokens, hidden=hidden, name=f"digits-vit-{tokens}x{hidden}")
     weights = parameters.load(model.folder / WEIGHTS, model.config)
-    kept = {"position": np.s_[:tokens], "layer.0.ffn.in.weight": np.s_[:hidden], "layer.0.ffn.in.bias": np.s_[:hidden]}
-    for name, part in {**kept, "layer.0.ffn.out.weight": np.s_[:, :hidden]}.items():
+    kept: dict[str, Any] = {f"layer.0.ffn.in.{name}": np.s_[:hidden] for name in ("weight", "bias")}
+    kept |= {"position": np.s_[:tokens], "layer.0.ffn.out.weight": np.s_[:, :hidden]}
+    for name, part in kept.items():
         weights[name] = weights[name][part]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config.to_json())
@@ -104,7 +107,7 @@ def _told(folded: Folded) -> dict[str, Any]:
     """What the peer needs beside arrays: sizes, constants, ring and primes."""
     config, layer = folded.config, folded.layers[0]
     found = chain(tenseal_peer.RING_DEGREE, tenseal_peer.LEVELS)
-    polynomials = {site: function.polynomial for site, function in layer.functions.items()}
+    polynomials = {site: polynomial(layer, site) for site in layer.functions}
     sizes = {name: getattr(config, name) for name in ("tokens", "width", "heads", "head_width", "power")}
     return {
         **sizes,
@@ -124,8 +127,8 @@ def _arrays(cut: Cut) -> dict[str, Array]:
     for name, linear in linears.items():
         assert linear is not None
         found |= {f"{name}.weight": linear.weight.numpy(), f"{name}.bias": linear.bias.numpy()}
-    for site, function in layer.functions.items():
-        found[f"{site}.coefficients"] = np.asarray(function.polynomial.coefficients)
+    for site in layer.functions:
+        found[f"{site}.coefficients"] = np.asarray(polynomial(layer, site).coefficients)
     return found
 
 

@@ -74,7 +74,7 @@ class Asked:
     def check(self, *, timed: bool = False) -> None:
         """Compute once, counted, before anything is timed; where it is ``timed`` itself, it makes a turn if right."""
         if not peers_environments.python(self.peer.environment):
-            self._dropped("not installed", peers_environments.why_not(self.peer.environment))
+            self._drop("not installed", peers_environments.why_not(self.peer.environment))
             return
         run = self._right(turns=1, counted=True)
         if run:
@@ -104,7 +104,8 @@ class Asked:
             try:
                 answer, output = self._answer(**how)
             except PeerError as failure:
-                return self._dropped("failed", str(failure))
+                self._drop("failed", str(failure))
+                return None
             self.record["versions"] = answer["versions"]
             errors = np.abs(self.settle(output) - self.expected)
             off, most = int(np.sum(~(errors <= self.most_error))), float(np.nan_to_num(errors.max(), nan=1e300))
@@ -113,16 +114,18 @@ class Asked:
             said = f"{off:,} of {errors.size:,} values off by up to {most:.1e}"
             self.record["wrong"].append({"max_abs_error": most, "reason": said})
             tell(f"{self.peer.name}: {said}")
-        return self._dropped("wrong", said)
+        self._drop("wrong", said)
+        return None
 
-    def _dropped(self, status: str, reason: str) -> None:
+    def _drop(self, status: str, reason: str) -> None:
         self.record |= {"status": status, "reason": reason, "turns": []}
         tell(f"{self.peer.name}: {status}: {reason}")
 
     def _answer(self, **more: Any) -> tuple[dict[str, Any], Array]:
         at = self.folder / f"{self.peer.name}"
         arrays, told, out = (at.with_suffix(f".{kind}") for kind in ("npz", "case.json", "out.json"))
-        np.savez(arrays, **self.arrays)
+        kept: dict[str, Any] = dict(self.arrays)
+        np.savez(arrays, **kept)
         case = {**self.case, **more, "functions": self.peer.functions, "arrays": str(arrays.absolute())}
         write(told, case)
         python = peers_environments.python(self.peer.environment)

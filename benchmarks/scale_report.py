@@ -136,13 +136,15 @@ def _run(one: Part, full: bool) -> Iterator[Check]:
 
 def _off(one: Part) -> int:
     """The largest difference of a count of any party in any phase of any turn from the planned one."""
-    return max(
+    planned = one["planned"]["counts"]
+    off: Iterator[int] = (
         abs(a - b)
         for run in one["taken"]
         for phase in PHASES
         for name in COUNTS
-        for a, b in zip(one["planned"]["counts"][phase][name], run["counts"][phase][name], strict=True)
+        for a, b in zip(planned[phase][name], run["counts"][phase][name], strict=True)
     )
+    return max(off)
 
 
 def _planning(part: Part, full: bool) -> Iterator[Check]:

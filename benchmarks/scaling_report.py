@@ -21,7 +21,7 @@ _WAYS = {"pipe": "processes of this machine", "ray": "replicas by Ray"}
 
 def median_s(alone: Part, way: str) -> float:
     """Of a job with a worker to itself, as its client sees it."""
-    return statistics.median(job["seconds"] for job in alone["ways"][way]["jobs"])
+    return float(statistics.median(job["seconds"] for job in alone["ways"][way]["jobs"]))
 
 
 def added_s(alone: Part) -> float:
@@ -31,7 +31,7 @@ def added_s(alone: Part) -> float:
 
 def moved_bytes(alone: Part) -> float:
     """Bytes of a job between client and server, both ways together."""
-    return statistics.median(job["moved_bytes"] for job in alone["ways"]["ray"]["jobs"])
+    return float(statistics.median(job["moved_bytes"] for job in alone["ways"]["ray"]["jobs"]))
 
 
 def predicted(alone: Part, workers: int, bytes_s: float) -> tuple[float, str]:

@@ -28,7 +28,7 @@ def decrypt(x: Any) -> Array:
 def serialised_bytes(x: Any) -> int:
     """Of all ciphertexts, as the first one has them."""
     first = x[tuple(slice(0, 1) for _ in x.shape)]
-    return len(first.serialize()) * math.prod(x.shape)
+    return int(len(first.serialize()) * math.prod(x.shape))
 
 
 def ways(width: int, head_width: int) -> Mapping[Kind, Callable[..., Any]]:

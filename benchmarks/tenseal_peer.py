@@ -10,6 +10,7 @@ often it runs in the whole model, over ``CKKSTensor`` samples of each are timed 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -96,7 +97,7 @@ class Peer:
         row = {"name": name, "phase": use.kind.phase, "level": inputs_level(clear), "count_in_model": use.units}
         row["units_in_sample"] = use.kind.units(clear, expected)
         for way in ("", "deferred_")[: 1 + self.deferrable(use)]:
-            seconds, output = _timed(lambda way=way: self.run(use, inputs, deferred=bool(way)))
+            seconds, output = _timed(functools.partial(self.run, use, inputs, deferred=bool(way)))
             row[f"{way}seconds_samples"] = [seconds]
             row[f"{way}max_abs_error"] = float(np.abs(self.decrypt(output) - expected.array).max())
         return row

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tenseal as ts
 
 if TYPE_CHECKING:  # it also runs where nothing of ours is installed
-    from secureattn.nn.fold import Folded
+    from secureattn.nn.fold import Folded, FoldedLayer
     from secureattn.polynomial import Polynomial
 
 Array = npt.NDArray[np.float64]
@@ -73,7 +73,7 @@ class Clear:
 
     def polyval(self, coefficients: Sequence[float]) -> Clear:
         depth = math.floor(math.log2(len(np.trim_zeros(coefficients, "b")) - 1)) + 1
-        return self._with(np.polynomial.polynomial.polyval(self.array, coefficients), depth)
+        return self._with(np.asarray(np.polynomial.polynomial.polyval(self.array, coefficients)), depth)
 
 
 def _values(x: Any) -> Any:
@@ -99,7 +99,7 @@ class Kind:
 
     def units(self, inputs: Sequence[Any], output: Any) -> int:
         """Ciphertext operations: products of an mm, terms of a sum, ciphertexts otherwise."""
-        return math.prod(output.shape) * (1 if self.summed is None else inputs[0].shape[self.summed])
+        return int(math.prod(output.shape) * (1 if self.summed is None else inputs[0].shape[self.summed]))
 
     def sample(self, inputs: Sequence[Any]) -> list[Any]:
         """The first rows and columns of the inputs; numbers and coefficients as they are."""
@@ -133,6 +133,8 @@ def monomials(p: Polynomial) -> list[float]:
 
 def program(step: Step, folded: Folded, x: Any) -> Any:
     """Tokens ``[S,F]`` of a batch → class scores ``[1,C]``."""
+    assert folded.embed is not None
+    assert folded.head is not None
     x = _linear(step, "embed", x, folded.embed.weight, folded.embed.bias)
     x = _attention(step, folded, x)
     x = step("ffn refresh", REFRESH, x)
@@ -141,14 +143,21 @@ def program(step: Step, folded: Folded, x: Any) -> Any:
     return _linear(step, "head", step("head refresh", REFRESH, total), head.weight, x.shape[0] * head.bias)
 
 
+def polynomial(layer: FoldedLayer, site: str) -> Polynomial:
+    """The one that a function of the model is computed by."""
+    found = layer.functions[site].polynomial
+    assert found is not None
+    return found
+
+
 def _attention(step: Step, folded: Folded, x: Any) -> Any:
     """``x +`` attention. The row factor joins the numerators before the mix, which then runs near the last level."""
     config, layer = folded.config, folded.layers[0]
-    p = layer.functions["attention/norm"].polynomial
+    p = polynomial(layer, "attention/norm")
     total = step("norm squares", SQUARES, x)
     total = step("norm refresh", REFRESH, step("norm affine", AFFINE, total, p.slope, p.shift))
     normed = step("norm product", TIMES_COLUMN, x, step("norm polyval", POLYVAL, total, monomials(p)))
-    p, width, head_width = layer.functions["attention/normaliser"].polynomial, config.width, config.head_width
+    p, width, head_width = polynomial(layer, "attention/normaliser"), config.width, config.head_width
     assert (p.slope, config.power) == (1.0, 4)
     for start in range(0, width, head_width):
         rows = [slice(i + start, i + start + head_width) for i in (0, width, 2 * width)]
@@ -168,8 +177,8 @@ def _attention(step: Step, folded: Folded, x: Any) -> Any:
 def _ffn(step: Step, folded: Folded, x: Any) -> Any:
     """Sum over tokens ``[1,D]`` of x + FFN(x), token by token: polyval takes some 18 MiB for each of S·F values."""
     layer = folded.layers[0]
-    p = layer.functions["ffn/norm"].polynomial
-    gelu = monomials(layer.functions["ffn/gelu"].polynomial)
+    p = polynomial(layer, "ffn/norm")
+    gelu = monomials(polynomial(layer, "ffn/gelu"))
     total = step("ffn norm affine", AFFINE, step("ffn norm squares", SQUARES, x), p.slope, p.shift)
     inverse = step("ffn norm refresh", REFRESH, step("ffn norm polyval", POLYVAL, total, monomials(p)))
     # One level spent on a value per token makes all that follows one level, and a prime, cheaper.

@@ -35,6 +35,11 @@ class Vectors:
     def shape(self) -> list[int]:
         return [*self.cells.shape, *([] if self.width is None else [self.width])]
 
+    @property
+    def first(self) -> Any:
+        """One ciphertext."""
+        return self.cells.flat[0]
+
     def __getitem__(self, item: tuple[slice, ...]) -> Vectors:
         """Some tokens, with all of their features."""
         return replace(self, cells=self.cells[item[: self.cells.ndim]])
@@ -75,7 +80,7 @@ class Vectors:
         return replace(self, cells=np.frompyfunc(function, 1, 1)(self.cells))
 
     def _context(self) -> Any:
-        return self.cells.flat[0].context()
+        return self.first.context()
 
 
 def _cells(x: Vectors | float) -> Any:
@@ -117,7 +122,7 @@ def decrypt(x: Vectors) -> Array:
 
 def serialised_bytes(x: Vectors) -> int:
     """Of all ciphertexts, as the first one has them."""
-    return len(x.cells.flat[0].serialize()) * x.cells.size
+    return len(x.first.serialize()) * x.cells.size
 
 
 def ways(width: int, head_width: int) -> Mapping[Kind, Callable[..., Any]]:

@@ -192,4 +192,4 @@ def _layer(region: str) -> str:
 
 
 def _median(part: Part, phase: str) -> float:
-    return statistics.median(run["seconds"][phase] for run in part["runs"])
+    return float(statistics.median(run["seconds"][phase] for run in part["runs"]))
