@@ -224,6 +224,8 @@ def _certificates(options: Options) -> None:
 
 
 def _report(options: Options) -> None:
+    if bool(options.files) == (options.model is not None) or (options.model is None) != (options.protocol is None):
+        options.refuse("give either MODEL and PROTOCOL, or --from FILE")
     from secureattn.commands import reporting
 
     reporting.report(options)

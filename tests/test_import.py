@@ -46,6 +46,23 @@ def test_the_command_line_is_read_without_what_commands_need() -> None:
     assert loaded("secureattn.cli", ("numpy", "torch", "rich", *NO_ENGINE)) == set()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["plan", "digits-vit"], ["keygen", "-o", "keys"], ["report", "digits-vit", "-o", "x.html"], ["query", "--help"]],
+)
+def test_usage_is_told_before_anything_is_loaded(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from secureattn.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    print("status", end.code, *[name for name in ("numpy", "torch", "rich") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"status {0 if '--help' in arguments else 2}"
+
+
 def test_networks_and_the_plaintext_engine_load_no_engine() -> None:
     assert loaded("secureattn.nn.encoder, secureattn.nn.model, secureattn.backends.plaintext", NO_ENGINE) == set()
 

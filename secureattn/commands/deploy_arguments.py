@@ -128,10 +128,10 @@ def _keys(command: argparse.ArgumentParser) -> None:
 
 
 def _keygen(options: Options) -> None:
-    from secureattn.commands import encrypting
-
     if (options.plan is None) == (options.protocol is None):
         options.refuse("give MODEL and PROTOCOL to plan for, or --plan FILE")
+    from secureattn.commands import encrypting
+
     encrypting.keygen(options)
 
 

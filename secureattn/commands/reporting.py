@@ -18,8 +18,6 @@ _SAME = ("model", "protocol", "engine", "samples", "tokens", "parameters")
 
 def report(options: Options) -> None:
     """Run a model under a protocol, or read JSON files, and write the page."""
-    if bool(options.files) == (options.model is not None) or (options.model is None) != (options.protocol is None):
-        options.refuse("give either MODEL and PROTOCOL, or --from FILE")
     output.writable(options.json, options.output)
     page.require()
     if options.output.suffix.lower() not in (".html", ".htm"):
