@@ -64,7 +64,7 @@ class Joined:
 
 def _started(machine: Machine) -> list[str]:
     store = ["--object-store-memory", str(100 << 20), "--disable-usage-stats"]
-    return ["--node-ip-address", machine.address, "--num-cpus", "2", *store]
+    return ["--node-ip-address", machine.address, "--num-cpus", "8", *store]
 
 
 @pytest.fixture(scope="module")
