@@ -166,12 +166,12 @@ class Counting(Connection):
 
     moved_bytes = 0
 
-    def _put(self, path: str, file: Path, text: str) -> None:
-        super()._put(path, file, text)
+    def _put(self, path: str, file: Path, *more: Any) -> None:
+        super()._put(path, file, *more)
         self.moved_bytes += file.stat().st_size
 
-    def _get(self, path: str, file: Path) -> None:
-        super()._get(path, file)
+    def _get(self, path: str, file: Path, *more: Any) -> None:
+        super()._get(path, file, *more)
         self.moved_bytes += file.stat().st_size
 
 

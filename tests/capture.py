@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -62,46 +63,57 @@ def main() -> int:
     if sys.argv[1] == "record":
         return record(*sys.argv[2:])
     folder, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
-    holders = [
-        subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        for _ in range(3)
-    ]
-    inside = [["nsenter", "--target", str(holder.pid), "--net"] for holder in holders]
-    for holder in holders:
-        _wait_for_namespace(holder.pid)
-    _join(holders, inside)
-    recorders = [_recorder(inside[a], f"to{b}", folder / f"{a}{b}.pcap") for a, b in WIRES]
-    running = [
-        subprocess.Popen([*inside[i], *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for i, command in enumerate(commands)
-    ]
-    ends = [(*process.communicate(), process.returncode) for process in running]
-    lost = [_stopped(recorder) for recorder in recorders]
-    for holder in holders:
-        holder.kill()
-        holder.wait()
+    with joined() as holders:
+        recorders = [_recorder(inside(holders[a]), f"to{b}", folder / f"{a}{b}.pcap") for a, b in WIRES]
+        running = [
+            subprocess.Popen([*inside(holders[i]), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for i, command in enumerate(commands)
+        ]
+        ends = [(*process.communicate(), process.returncode) for process in running]
+        lost = [_stopped(recorder) for recorder in recorders]
     print(json.dumps({"ends": ends, "lost": lost}))
     return 0
 
 
-def _join(holders: list[subprocess.Popen[bytes]], inside: list[list[str]]) -> None:
+@contextmanager
+def joined() -> Iterator[list[int]]:
+    """The namespaces, each named by the process that holds it, until the end of the block."""
+    held = ["unshare", "--net", "cat"]
+    holders = [subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(3)]
+    try:
+        for holder in holders:
+            _wait_for_namespace(holder.pid)
+        _join([holder.pid for holder in holders])
+        yield [holder.pid for holder in holders]
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.communicate()
+
+
+def inside(holder: int) -> list[str]:
+    """What to put before a command for it to run in a namespace."""
+    return ["nsenter", "--target", str(holder), "--net"]
+
+
+def _join(holders: list[int]) -> None:
     for a, b in WIRES:
         ends = [(f"to{b}", a, b), (f"to{a}", b, a)]
-        _run(*inside[a], "ip", "link", "add", ends[0][0], "type", "veth", "peer", "name", ends[1][0], "netns",
-             str(holders[b].pid))  # fmt: skip
+        _run(*inside(holders[a]), "ip", "link", "add", ends[0][0], "type", "veth", "peer", "name", ends[1][0], "netns",
+             str(holders[b]))  # fmt: skip
         for name, here, there in ends:
             for arguments in (
                 ("link", "set", name, "up"),
                 ("addr", "add", f"{address(here)}/32", "dev", name),
                 ("route", "add", f"{address(there)}/32", "dev", name, "src", address(here)),
             ):
-                _run(*inside[here], "ip", *arguments)
-    for own in inside:
-        _run(*own, "ip", "link", "set", "lo", "up")
+                _run(*inside(holders[here]), "ip", *arguments)
+    for holder in holders:
+        _run(*inside(holder), "ip", "link", "set", "lo", "up")
 
 
-def _recorder(inside: list[str], name: str, file: Path) -> subprocess.Popen[str]:
-    command = [*inside, sys.executable, __file__, "record", name, str(file)]
+def _recorder(within: list[str], name: str, file: Path) -> subprocess.Popen[str]:
+    command = [*within, sys.executable, __file__, "record", name, str(file)]
     recorder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert recorder.stdout is not None
     assert recorder.stdout.readline() == "ready\n"

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,17 @@ def test_errors_of_any_process_of_a_pool(workers: int) -> None:
 
     with closing(Pool(compute, workers)) as pool, pytest.raises(InputError, match=r"^item 4 is damaged$"):
         pool.map([b""] * 5, list(range(5)))
+
+
+def test_threads_have_a_pool_in_turn() -> None:
+    """What one asks is never answered to another, nor torn: blobs are larger than a pipe holds."""
+
+    def ask(name: int) -> bool:
+        blobs = [bytes([name, i]) * 50_000 for i in range(5)]
+        return all(pool.map(blobs, range(5)) == [blob + b"!" * i for i, blob in enumerate(blobs)] for _ in range(20))
+
+    with closing(Pool(lambda blob, note: blob + b"!" * note, 3)) as pool, ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(ask, range(8))) == [True] * 8
 
 
 # ---- randomness -------------------------------------------------------------------------------------------------

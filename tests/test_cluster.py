@@ -7,13 +7,15 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,15 @@ pytest.importorskip("tenseal")
 pytest.importorskip("fastapi")
 pytest.importorskip("ray", reason="a cluster needs ray: pip install ray")
 
-from secureattn.deploy.connection import Connection
+from watching import Watched
+
+from secureattn import __version__
 from secureattn.deploy.owner import Owner
 from secureattn.deploy.parcel import EVALUATION_FILE, PUBLIC_FILE
 from secureattn.deploy.server import cluster
+from secureattn.deploy.server.hand import Died, Gone, Hand
 from secureattn.deploy.server.replica import KEPT, Replica
+from secureattn.deploy.server.settings import Served
 from secureattn.errors import EngineError
 
 REPLICA, WORKER = "ray::Replica", "secureattn.deploy.worker"
@@ -83,22 +89,9 @@ def eventually(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-class Watched(Connection):
-    """Calls ``asked`` once, before it answers the first refresh."""
-
-    asked: Callable[[], Any]
-    done = False
-
-    def _answer(self, *arguments: Any) -> None:
-        if not self.done:
-            self.done = True
-            self.asked()
-        super()._answer(*arguments)
-
-
 def infer(server: Running, owner: Owner, inputs: Any, asked: Callable[[], Any] = lambda: None) -> Any:
-    with Watched(server.url) as connection:
-        connection.asked = asked
+    """Scores; ``asked`` is called before the first refresh of each job is answered."""
+    with Watched(server.url, asked=lambda _: asked()) as connection:
         connection.give_keys(owner)
         return connection.infer(owner, inputs)
 
@@ -189,6 +182,69 @@ def test_a_cluster_of_one_machine_listens_on_loopback_alone(server: Running) -> 
     assert set(listening) <= own
 
 
+STRANGERS: Mapping[str, Mapping[str, str]] = {
+    "without a token": {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""},
+    "who wants no authentication": {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""},
+    "with a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+}
+"""Who does not have a cluster's token, by what their process is told."""
+
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Else 127.0.0.1 is taken for another address of this machine."""
+_KNOCK = """
+import sys, ray
+ray.init(sys.argv[1], logging_level="ERROR", log_to_driver=False)
+print(ray.get(ray.remote(num_cpus=0)(lambda: "in").remote(), timeout=60))
+"""
+
+
+def knock(address: str, told: Mapping[str, str]) -> tuple[str, str]:
+    """A process of a user of this machine that joins a cluster and has it run something: its words and its errors. It
+    has a home of its own, where no token lies.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        said = {name: value for name, value in {**os.environ, "HOME": home, **told}.items() if value}
+        command = [sys.executable, "-c", _KNOCK, address]
+        done = subprocess.run(command, env=said, capture_output=True, text=True, timeout=300, check=False)
+    return done.stdout, done.stderr
+
+
+def assert_refused(knocked: tuple[str, str]) -> None:
+    """For want of the token, and nothing else."""
+    said, errors = knocked
+    assert said == ""
+    assert "InvalidAuthToken" in errors
+
+
+def told(pid: int) -> dict[str, str]:
+    """What a process was told by its environment."""
+    lines = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def address_of(server: Running) -> str:
+    """Where the head of a server's own cluster listens."""
+    (raylet,) = family(server, "raylet/raylet")
+    found = re.search(r"--gcs-address=(127\.0\.0\.1:\d+)", command(raylet))
+    assert found
+    return found[1]
+
+
+@pytest.mark.slow
+def test_who_has_the_token_gets_in(server: Running) -> None:
+    (head,) = family(server, "gcs_server")
+    token = {name: value for name, value in told(head).items() if name.startswith("RAY_AUTH")}
+    assert len(token["RAY_AUTH_TOKEN"]) == 64
+    said, errors = knock(address_of(server), {**_LOOPBACK, **token})
+    assert said == "in\n", errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_strangers_who_learn_the_port_are_refused(server: Running, stranger: str) -> None:
+    assert_refused(knock(address_of(server), {**_LOOPBACK, **STRANGERS[stranger]}))
+
+
 # ---- beginning and end ------------------------------------------------------------------------------------------
 
 
@@ -273,3 +329,33 @@ def test_what_killed_replicas_left_is_taken_away(tmp_path: Path) -> None:
     for replica in (living, left, last):
         asyncio.run(replica.end())
     assert not list(tmp_path.iterdir())
+
+
+# ---- a worker that is gone --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("note", "kind"), [({"run": "x"}, Gone), ({"answered": 1}, Died)])
+def test_a_job_is_not_to_blame_for_a_worker_that_was_gone(of: Small, note: dict[str, Any], kind: type[Died]) -> None:
+    hand = Hand(Served(*of.names, of.plan_file))
+    hand._process.kill()
+    hand._process.wait()
+    with pytest.raises(Died, match=r"^signal 9 \(SIGKILL\)$") as death:
+        asyncio.run(hand.tell(note))
+    hand.end()
+    assert death.type is kind
+
+
+@pytest.mark.slow
+def test_a_replica_says_that_its_worker_was_gone(of: Small, tmp_path: Path) -> None:
+    async def begun() -> str:
+        replica = Replica(str(tmp_path))
+        names, goods = cluster.packed(Served(*of.names, of.plan_file))
+        assert await replica.ready(__version__, names, goods) == ""
+        assert replica._hand is not None
+        replica._hand._process.kill()
+        replica._hand._process.wait()
+        said = await replica.begin("keys", [b"query"], "place", {PUBLIC_FILE: b"p", EVALUATION_FILE: b"e"})
+        await replica.end()
+        return said
+
+    assert asyncio.run(begun()) == "signal 9 (SIGKILL)"

@@ -29,6 +29,7 @@ pytest.importorskip("tenseal")
 pytest.importorskip("fastapi")
 
 import httpx2
+from watching import Watched
 
 from secureattn.deploy.connection import Connection, Refused
 from secureattn.deploy.offer import read_offer
@@ -137,6 +138,26 @@ def test_three_clients_at_once(
     record_property("largest_error", max(off))
 
 
+def test_batches_of_one_query_run_on_both_workers_at_once(
+    of: Small, server: Running, tokens: dict[str, str], owner: Owner
+) -> None:
+    """Neither answers its first refresh before the other is asked as well."""
+    inputs, told, both = of.inputs(20, 2 * SAMPLES - 1), list[tuple[str, int, int]](), threading.Barrier(2)
+    watched = Watched(
+        server.url,
+        token=tokens["ann"],
+        asked=lambda _: both.wait(60),
+        progress=lambda *one: told.append(one),
+    )
+    with watched as connection:
+        connection.give_keys(owner)
+        found = connection.infer(owner, inputs)
+    assert_close(found, of.clear(inputs), NOISE, "noise of a scale of 2^30")
+    said = [(done, of) for text, done, of in told if text.endswith(" batches done, 2 at the server")]
+    assert {of for _, of in said} == {200}
+    assert max(done for done, _ in said) > 100
+
+
 def test_results_are_those_of_a_run_in_one_process(
     of: Small, server: Running, tokens: dict[str, str], owner: Owner
 ) -> None:
@@ -169,7 +190,7 @@ def test_a_server_killed_in_the_middle(of: Small, owner: Owner, tmp_path: Path, 
     state = ("--state", tmp_path) if kept else ()
     outcome: dict[str, Any] = {}
 
-    class Watched(Connection):
+    class Slow(Connection):
         def _answer(self, *arguments: Any) -> None:
             super()._answer(*arguments)
             if not asked.is_set():
@@ -178,7 +199,7 @@ def test_a_server_killed_in_the_middle(of: Small, owner: Owner, tmp_path: Path, 
 
     def infer(url: str) -> None:
         try:
-            with Watched(url, patience_s=60) as connection:
+            with Slow(url, patience_s=60) as connection:
                 connection.give_keys(owner)
                 outcome["scores"] = connection.infer(owner, inputs)
         except EngineError as error:

@@ -8,8 +8,6 @@ from argparse import Namespace as Options
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from secureattn import load_model, runs
 from secureattn.commands import inference, output
 from secureattn.deploy.connection import Connection
@@ -22,7 +20,7 @@ from secureattn.runs.result import Progress
 
 
 def query(options: Options) -> None:
-    """As many jobs as the inputs need, one after another."""
+    """As many jobs as the inputs need, as many at once as the server has workers."""
     runs.require("ckks")
     output.writable(options.json, options.output)
     inference.check_output(options.output)
@@ -38,9 +36,7 @@ def query(options: Options) -> None:
             with contextlib.closing(_owner(options.keys, offer, tell)) as owner:
                 began = time.monotonic()
                 server.give_keys(owner)
-                parts = [given[i : i + offer.terms.most] for i in range(0, len(given), offer.terms.most)]
-                found = [server.infer(owner, part, model=model, share=options.share) for part in parts]
-    outputs = np.concatenate(found)
+                outputs = server.infer(owner, given, model=model, share=options.share)
     _finish(options, offer, given, outputs, time.monotonic() - began)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import ssl
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +26,9 @@ from secureattn import __version__
 from secureattn.deploy.offer import Offer
 from secureattn.deploy.owner import EVALUATOR, Owner
 from secureattn.deploy.parcel import EVALUATION_FILE, PUBLIC_FILE
+from secureattn.deploy.side_by_side import GivenUp, Side, side_by_side
 from secureattn.errors import INSTALL, EngineError, InputError
+from secureattn.nn.batch import Batch
 from secureattn.nn.model import Model
 from secureattn.runs.result import Progress
 
@@ -42,6 +46,7 @@ _CHUNK = 1 << 20
 _BEGUN = 4  # times that a job's refreshes are answered from the first on, as it may be begun again
 _PLACES = 3  # asked for, one after another, where each is gone before it is filled
 _BODY = {"content-type": "application/octet-stream"}
+_NEVER = threading.Event()
 
 
 class Refused(EngineError):
@@ -51,6 +56,16 @@ class Refused(EngineError):
         super().__init__(message)
         self.status = status
         self.later = later
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A job on its way: the keys' owner, its path at the server, a folder for its files, and those beside it."""
+
+    owner: Owner
+    path: str
+    folder: Path
+    side: Side
 
 
 class Connection:
@@ -121,23 +136,43 @@ class Connection:
         """Scores ``[N,C]``, vectors, or next tokens' scores of inputs, as ``Owner.encrypt`` takes them. ``share`` slots
         with other queries under these keys, whose results can then be read here too.
 
-        EngineError with the server's reason where there is no result; a job that is given up is cancelled there.
+        More inputs than a batch holds are a job for each batch, as many at once as the server has workers. EngineError
+        with the server's reason where one has no result; jobs that are given up are cancelled there.
         """
-        with tempfile.TemporaryDirectory(prefix="secureattn-") as name:
-            folder, job = Path(name), f"/v1/jobs/{uuid.uuid4()}"
-            try:
-                mine = self._sent(owner, inputs, model, job, folder / "query", share)
-                self._done(owner, job, folder)
-                self._get(f"{job}/result", folder / "result")
-                return owner.decrypt(folder / "result")[mine]
-            finally:
-                with contextlib.suppress(EngineError, httpx2.HTTPError):
-                    self._once("DELETE", job)
+        terms = owner.offer.terms
+        parts = owner.parts(inputs, terms.slots if share else terms.capacity, model=model)
+
+        def scores(side: Side) -> Array:
+            with tempfile.TemporaryDirectory(prefix="secureattn-") as name:
+                job = _Job(owner, f"/v1/jobs/{uuid.uuid4()}", Path(name), side)
+                return self._scores(job, parts[side.number], model, share)
+
+        return np.concatenate(side_by_side(len(parts), scores, width=self._workers, tell=self._progress))
 
     # ---- a job ----------------------------------------------------------------------------------------------
 
-    def _sent(self, owner: Owner, inputs: Any, model: Model | None, job: str, query: Path, share: bool) -> slice:
+    def _scores(self, job: _Job, inputs: Batch, model: Model | None, share: bool) -> Array:
+        """From inputs of one batch to their scores; nothing of the job is left at the server."""
+        job.side.cancel = lambda: self._delete(job)
+        try:
+            mine = self._sent(job, inputs, model, share)
+            self._done(job)
+            result = job.folder / "result"
+            self._get(f"{job.path}/result", result, job.side.over)
+            return job.owner.decrypt(result)[mine]
+        except BaseException:
+            self._delete(job)  # cancelled, where it is not over, and then forgotten
+            raise
+        finally:
+            self._delete(job)
+
+    def _delete(self, job: _Job) -> None:
+        with contextlib.suppress(EngineError, httpx2.HTTPError):
+            self._once("DELETE", job.path)
+
+    def _sent(self, job: _Job, inputs: Batch, model: Model | None, share: bool) -> slice:
         """Which rows of its result will be a query's; a place that is lost before it is filled is asked for again."""
+        owner, query = job.owner, job.folder / "query"
         for left in reversed(range(_PLACES)):
             place, mine = None, slice(None)
             if share:
@@ -146,50 +181,58 @@ class Connection:
                 place, mine = (told["group"], told["offset"]), slice(told["offset"], told["offset"] + len(inputs))
             owner.encrypt(inputs, query, model=model, place=place)
             try:
-                self._put(job, query, "uploading the query")
+                self._queued(job, query)
                 break
             except Refused as refused:
                 if not (share and left and refused.status == 409):
                     raise
         return mine
 
-    def _done(self, owner: Owner, job: str, folder: Path) -> None:
+    def _queued(self, job: _Job, query: Path) -> None:
+        """Upload a query; where too many jobs are there and some are those beside it, wait until there is room."""
+        while True:
+            beside = job.side.accompanied
+            try:
+                self._put(job.path, query, "uploading the query" if job.side.alone else "", job.side.over)
+                return
+            except Refused as refused:
+                if refused.status != 429 or not (beside or job.side.accompanied):
+                    raise
+
+    def _done(self, job: _Job) -> None:
         """Return when a job is done; answer its refreshes until then, no more than its plan has for each time that it
         may have been begun: every answer says whether what was asked fits the key, and no server needs more.
         """
         version: int | None = None
-        left = _BEGUN * owner.offer.terms.most_rounds
+        left = _BEGUN * job.owner.offer.terms.rounds
         while True:
             query = {} if version is None else {"version": version, "wait": _WAIT_S}
-            told = self._json("GET", job, params=query)
+            told = self._json("GET", job.path, params=query, over=job.side.over)
             state, version = told["state"], told["version"]
             if state == "done":
                 return
             if state in ("failed", "cancelled"):
                 raise EngineError(f"{self.url} could not do it: {told['error'] or 'the job was cancelled'}")
-            self._show(told)
+            _show(told, job.side.tell)
             if told["round"] is not None:
                 left -= 1
                 if left < 0:
                     raise EngineError(f"{self.url} asks for more refreshes than its plan has; nothing more is answered")
-                self._answer(owner, f"{job}/rounds/{told['round']}", folder)
+                self._answer(job, f"{job.path}/rounds/{told['round']}")
 
-    def _show(self, told: dict[str, Any]) -> None:
-        progress = told["progress"]
-        if told["state"] == "queued":
-            self._progress(f"waiting, {told['before']} jobs before this one", 0, 0)
-        else:
-            self._progress(str(progress["text"])[:80] or "evaluating", int(progress["done"]), int(progress["of"]))
-
-    def _answer(self, owner: Owner, path: str, folder: Path) -> None:
-        request, answer = folder / "request", folder / "answer"
+    def _answer(self, job: _Job, path: str) -> None:
+        request, answer = job.folder / "request", job.folder / "answer"
         try:
-            self._get(path, request)
-            owner.answer(request, answer)
-            self._put(path, answer, "")
+            self._get(path, request, job.side.over)
+            job.owner.answer(request, answer)
+            self._put(path, answer, "", job.side.over)
         except Refused as refused:
             if refused.status != 409:  # the round is over: it was answered, or the job begun again
                 raise
+
+    def _workers(self) -> int:
+        told = self._json("GET", "/health").get("workers")
+        return told if type(told) is int else 1
 
     # ---- HTTP -----------------------------------------------------------------------------------------------
 
@@ -202,10 +245,10 @@ class Connection:
             raise InputError(f"{self.url} answers something else than a server of this library")
         return told
 
-    def _put(self, path: str, file: Path, text: str) -> None:
+    def _put(self, path: str, file: Path, text: str, over: threading.Event = _NEVER) -> None:
         size = file.stat().st_size
         headers = {**_BODY, "content-length": str(size)}
-        self._request("PUT", path, headers=headers, content=lambda: self._chunks(file, size, text))
+        self._request("PUT", path, headers=headers, over=over, content=lambda: self._chunks(file, size, text))
 
     def _chunks(self, file: Path, size: int, text: str) -> Iterator[bytes]:
         sent = 0
@@ -216,13 +259,17 @@ class Connection:
                 if text:
                     self._progress(text, sent >> 10, size >> 10)
 
-    def _get(self, path: str, file: Path) -> None:
-        self._request("GET", path, to=file)
+    def _get(self, path: str, file: Path, over: threading.Event = _NEVER) -> None:
+        self._request("GET", path, over=over, to=file)
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        """An answer that is no refusal; a server that cannot be reached, or says it is busy, is tried again."""
+    def _request(self, method: str, path: str, *, over: threading.Event = _NEVER, **options: Any) -> httpx2.Response:
+        """An answer that is no refusal; a server that cannot be reached, or says it is busy, is tried again. GivenUp
+        where it is ``over`` before.
+        """
         deadline, pause = time.monotonic() + self._patience_s, 0.1
         while True:
+            if over.is_set():
+                raise GivenUp("another job has failed")
             try:
                 return self._once(method, path, **options)
             except httpx2.TransportError as error:
@@ -235,7 +282,7 @@ class Connection:
                 problem = refused
             if time.monotonic() + pause > deadline:
                 raise problem
-            time.sleep(pause)
+            over.wait(pause)
             pause = min(2 * pause, 2.0)
 
     def _once(
@@ -263,3 +310,11 @@ class Connection:
             said = f"HTTP status {answer.status_code}"
         later = "retry-after" in answer.headers
         raise Refused(answer.status_code, f"{self.url}: {' '.join(said.split())[:500]}", later=later)
+
+
+def _show(told: dict[str, Any], tell: Progress) -> None:
+    progress = told["progress"]
+    if told["state"] == "queued":
+        tell(f"waiting, {told['before']} jobs before this one", 0, 0)
+    else:
+        tell(str(progress["text"])[:80] or "evaluating", int(progress["done"]), int(progress["of"]))

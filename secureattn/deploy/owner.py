@@ -102,12 +102,24 @@ class Owner:
 
     # ---- messages -------------------------------------------------------------------------------------------
 
+    def parts(self, inputs: Any, most: int, *, model: Model | None = None) -> list[Batch]:
+        """Inputs as ``encrypt`` takes them, in their order, in parts of up to ``most``, each for a query of its own;
+        InputError where one of them would have none.
+        """
+        whole = self._batch(inputs, model)
+        rows = range(len(whole))
+        parts = [whole.part(rows[i : i + most]) for i in rows[::most]]
+        for part in parts:
+            self.offer.terms.check(part.shape)
+        return parts
+
     def encrypt(
         self, inputs: Any, path: Path, *, model: Model | None = None, place: tuple[str, int] | None = None
     ) -> Shape:
-        """Inputs ``[N,S,F]`` of numbers into a query; texts or tokens with their ``model``, whose public embedding and
-        tokenizer they need. ``place``: a group and an offset among the slots that a server gave, where other queries
-        under these keys share them. What is public of the inputs; InputError for such that the plan is not for.
+        """Inputs ``[N,S,F]`` of numbers, or one of their ``parts``, into a query; texts or tokens with their ``model``,
+        whose public embedding and tokenizer they need. ``place``: a group and an offset among the slots that a server
+        gave, where other queries under these keys share them. What is public of the inputs; InputError for such that
+        the plan is not for.
         """
         values, shape = self._entering(inputs, model)
         note: dict[str, Any] = {"samples": shape.samples, "lengths": shape.lengths}
@@ -153,21 +165,23 @@ class Owner:
                 outputs.append(self.client.decrypt(ciphertexts, len(rows)))
         return without_padding(shape, np.concatenate(outputs)[: shape.samples])
 
+    def _batch(self, inputs: Any, model: Model | None) -> Batch:
+        """Inputs, checked: numbers, or tokens where there is a ``model`` that makes numbers of them."""
+        config = self.offer.terms.config
+        if model is not None:
+            self._same(model)
+            return model.batch(inputs)
+        if config.input != "features":
+            raise InputError(
+                f"model {config.name} takes tokens, which its public embedding turns into numbers here; name the model "
+                "(--model), a folder with its config, tokenizer and weights or embedding"
+            )
+        return Batch(numbers(config, inputs.values if isinstance(inputs, Batch) else inputs))
+
     def _entering(self, inputs: Any, model: Model | None) -> tuple[Array, Shape]:
         """What is encrypted, ``[N,S,D]``, and what is public of it."""
-        config, terms = self.offer.terms.config, self.offer.terms
-        if model is None:
-            if config.input != "features":
-                raise InputError(
-                    f"model {config.name} takes tokens, which its public embedding turns into numbers here; name the "
-                    "model (--model), a folder with its config, tokenizer and weights or embedding"
-                )
-            batch = Batch(numbers(config, inputs))
-            values = batch.values
-        else:
-            self._same(model)
-            batch = model.batch(inputs)
-            values = model.entering(config, batch)
+        terms, batch = self.offer.terms, self._batch(inputs, model)
+        values = batch.values if model is None else model.entering(terms.config, batch)
         shape = batch.shape
         terms.check(shape)
         if terms.ragged:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import Pipe, connection
@@ -142,12 +143,13 @@ def collected(children: Sequence[Child]) -> list[Message]:
 
 class Pool:
     """A function of bytes and a note, computed by this process and others, which are forked at once and know what was
-    known then.
+    known then. Threads may share it, and have it in turn.
     """
 
     def __init__(self, compute: Callable[[bytes, Any], bytes], workers: int) -> None:
         self._compute = compute
         self._children: list[Child] = []
+        self._turn = threading.Lock()
         try:
             for _ in range(1, workers if available() else 1):
                 self._children.append(Child(self._serve, self._children))
@@ -157,6 +159,10 @@ class Pool:
 
     def map(self, blobs: Sequence[bytes], notes: Sequence[Any]) -> list[bytes]:
         """The function of every blob and its note. After an error only ``close`` is left to do."""
+        with self._turn:
+            return self._map(blobs, notes)
+
+    def _map(self, blobs: Sequence[bytes], notes: Sequence[Any]) -> list[bytes]:
         mine, *others = portions(list(zip(blobs, notes, strict=True)), 1 + len(self._children)) or [[]]
         asked = self._children[: len(others)]
         for child, share in zip(asked, others, strict=True):

@@ -1,7 +1,8 @@
 """Machines that work behind one queue, joined by Ray: replicas of the evaluator wherever there is room for them.
 
-Ray pickles what the server's own processes tell each other, so whoever reaches its ports can run code: its network must
-be private, or its links TLS (RAY_USE_TLS). A cluster of this machine alone listens on loopback and wants a token.
+Ray pickles what the server's own processes tell each other, so whoever it lets in can run code. It can want a token
+(RAY_AUTH_MODE), which crosses its links as it is: they must be private, or TLS (RAY_USE_TLS). A cluster of this machine
+alone listens on loopback and wants one that nobody else has.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ LOCAL, FOUND = "local", "auto"
 """A cluster of this machine alone, begun and ended with the server; one that this machine is part of already."""
 
 PLAIN = (
-    "the cluster's links are plain: whoever reaches its ports can run code on its machines; keep its network private, "
-    "or set RAY_USE_TLS on all of them"
+    "the cluster's links are plain: whoever reads them can take its token, and with that, or where none is wanted, run "
+    "code on its machines; keep its network private, or set RAY_USE_TLS on all of them"
 )
 
 _LEAST_STORE_BYTES = 1 << 28
@@ -122,7 +123,7 @@ def joined(address: str, size: Size) -> Iterator[Cluster]:
         raise EngineError(f"a cluster needs the package 'ray', which is missing; {INSTALL['ray']}")
     with contextlib.ExitStack() as ending:
         folder = _folder(ending) if address == LOCAL else None
-        ending.enter_context(_environment(_SETTINGS if folder is None else {**_SETTINGS, **_alone()}))
+        ending.enter_context(_environment({**_SETTINGS, **(_THERE if folder is None else _alone())}))
         if folder is None:
             _probe(address)
         import ray
@@ -149,6 +150,9 @@ def _folder(ending: contextlib.ExitStack) -> Path:
 
 
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+_THERE = {"RAY_NUM_REDIS_GET_RETRIES": "2"}
+"""Tries to hear from a head that is there, of up to 40 s each; Ray's own number is 20."""
 
 
 def _alone() -> dict[str, str]:

@@ -70,7 +70,7 @@ class Hand:
         try:
             self._link.send(note)
         except OSError:
-            raise (Gone if "job" in note else Died)(self._death()) from None
+            raise (Died if "answered" in note else Gone)(self._death()) from None
 
     async def hear(self) -> dict[str, Any]:
         """What it says next; Died where it is gone."""

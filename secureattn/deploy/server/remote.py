@@ -65,7 +65,8 @@ class RemoteHand:
             raise Gone(str(death)) from None
         files = {} if there else await asyncio.to_thread(_read, keys)
         queries = await asyncio.to_thread(lambda: [Path(query).read_bytes() for query in note["queries"]])
-        await _asked(self._actor.begin, note["keys"], queries, place, files)
+        if gone := await _asked(self._actor.begin, note["keys"], queries, place, files):
+            raise Gone(gone)
 
     async def hear(self) -> dict[str, Any]:
         """What it says next, once the file it speaks of lies in the run's folder; Died where it is gone."""

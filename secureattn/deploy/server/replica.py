@@ -62,18 +62,27 @@ class Replica:
             (self._keys(place) / PUBLIC_FILE).touch()
         return there
 
-    async def begin(self, keys: str, queries: Sequence[bytes], place: str, files: Mapping[str, bytes]) -> None:
-        """Begin a run of one or several queries; ``files`` of the keys are none where they are here."""
+    async def begin(self, keys: str, queries: Sequence[bytes], place: str, files: Mapping[str, bytes]) -> str:
+        """Begin a run of one or several queries; ``files`` of the keys are none where they are here. What became of the
+        worker, where it was gone before.
+        """
         named = {f"query-{i}": query for i, query in enumerate(queries)}
         await asyncio.to_thread(self._prepare, named, place, files)
         paths = [str(self._job / name) for name in named]
         note = {"run": str(self._job), "queries": paths, "keys": keys, "key_folder": str(self._keys(place))}
-        await self._tell(note)
+        assert self._hand is not None
+        try:
+            await self._hand.tell(note)
+        except Died as death:
+            return str(death)
+        return ""
 
     async def answered(self, number: int, answer: bytes) -> None:
         """Go on after a refresh."""
         answer_path(self._job, number).write_bytes(answer)
-        await self._tell({"answered": number})
+        assert self._hand is not None
+        with contextlib.suppress(Died):  # which is heard next
+            await self._hand.tell({"answered": number})
 
     async def hear(self) -> Said:
         """What the worker says next, ``died`` where it is gone, with the request or the result that it speaks of."""
@@ -98,11 +107,6 @@ class Replica:
             self._hand.end()
         self._lock.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    async def _tell(self, note: Any) -> None:
-        assert self._hand is not None
-        with contextlib.suppress(Died):  # which is heard next
-            await self._hand.tell(note)
 
     def _keys(self, place: str) -> Path:
         return self._folder / "keys" / place
