@@ -12,10 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import pytest
 from helpers import assert_close
 from service import NOISE, Running, Small, running, small
+from strangers import LOOPBACK, STRANGERS, assert_refused, knock
 
 pytest.importorskip("tenseal")
 pytest.importorskip("fastapi")
@@ -182,40 +182,6 @@ def test_a_cluster_of_one_machine_listens_on_loopback_alone(server: Running) -> 
     assert set(listening) <= own
 
 
-STRANGERS: Mapping[str, Mapping[str, str]] = {
-    "without a token": {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""},
-    "who wants no authentication": {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""},
-    "with a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
-}
-"""Who does not have a cluster's token, by what their process is told."""
-
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Else 127.0.0.1 is taken for another address of this machine."""
-_KNOCK = """
-import sys, ray
-ray.init(sys.argv[1], logging_level="ERROR", log_to_driver=False)
-print(ray.get(ray.remote(num_cpus=0)(lambda: "in").remote(), timeout=60))
-"""
-
-
-def knock(address: str, told: Mapping[str, str]) -> tuple[str, str]:
-    """A process of a user of this machine that joins a cluster and has it run something: its words and its errors. It
-    has a home of its own, where no token lies.
-    """
-    with tempfile.TemporaryDirectory() as home:
-        said = {name: value for name, value in {**os.environ, "HOME": home, **told}.items() if value}
-        command = [sys.executable, "-c", _KNOCK, address]
-        done = subprocess.run(command, env=said, capture_output=True, text=True, timeout=300, check=False)
-    return done.stdout, done.stderr
-
-
-def assert_refused(knocked: tuple[str, str]) -> None:
-    """For want of the token, and nothing else."""
-    said, errors = knocked
-    assert said == ""
-    assert "InvalidAuthToken" in errors
-
-
 def told(pid: int) -> dict[str, str]:
     """What a process was told by its environment."""
     lines = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -235,14 +201,14 @@ def test_who_has_the_token_gets_in(server: Running) -> None:
     (head,) = family(server, "gcs_server")
     token = {name: value for name, value in told(head).items() if name.startswith("RAY_AUTH")}
     assert len(token["RAY_AUTH_TOKEN"]) == 64
-    said, errors = knock(address_of(server), {**_LOOPBACK, **token})
+    said, errors = knock(address_of(server), {**LOOPBACK, **token})
     assert said == "in\n", errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_strangers_who_learn_the_port_are_refused(server: Running, stranger: str) -> None:
-    assert_refused(knock(address_of(server), {**_LOOPBACK, **STRANGERS[stranger]}))
+    assert_refused(knock(address_of(server), {**LOOPBACK, **STRANGERS[stranger]}))
 
 
 # ---- beginning and end ------------------------------------------------------------------------------------------

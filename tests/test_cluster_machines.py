@@ -15,12 +15,13 @@ import pytest
 from helpers import assert_close
 from machines import Machine, machines
 from service import NOISE, SAMPLES, Running, Small, running, small
+from strangers import STRANGERS, assert_refused, knock
 
 pytest.importorskip("tenseal")
 pytest.importorskip("fastapi")
 pytest.importorskip("ray", reason="a cluster needs ray: pip install ray")
 
-from test_cluster import REPLICA, STRANGERS, WORKER, assert_refused, eventually, infer, knock
+from test_cluster import REPLICA, WORKER, eventually, infer
 
 from secureattn.deploy.owner import Owner
 from secureattn.deploy.server import cluster
@@ -72,9 +73,9 @@ def joined() -> Iterator[Joined]:
     """This thread is on the first machine, and so are servers."""
     with contextlib.ExitStack() as ending:
         folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="sa-", ignore_cleanup_errors=True))
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": folder}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         patch = ending.enter_context(pytest.MonkeyPatch.context())
-        for name, value in token.items():
+        for name, value in {**token, "RAY_TMPDIR": folder, "TMPDIR": folder}.items():
             patch.setenv(name, value)
         first, second, _ = ending.enter_context(machines())
         found = Joined(first, second, f"{first.address}:{PORT}")
