@@ -262,7 +262,7 @@ def test_texts_of_any_length_by_files(model: Model, tmp_path: Path) -> None:
         owner.encrypt(fewer, tmp_path / "query")
     owner.encrypt(fewer, tmp_path / "query", model=model)
     with parcel.opened(tmp_path / "query") as query:
-        assert query.note["lengths"] == [6, 4, 3]
+        assert query.note["lengths"] == [3, 2, 2]
     evaluator.evaluate(tmp_path / "query", tmp_path / "result", owner.client.refresh)
     found = owner.decrypt(tmp_path / "result")
     assert_close(found, clear_run(plan, fewer).outputs, 1e-4, "noise of a scale of 2^40 through a layer")
