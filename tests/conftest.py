@@ -1,5 +1,5 @@
 """Settings of all tests: hypothesis draws the same examples on every run and prints what failed; costs measured on this
-machine change no test.
+machine change no test; no process computes in several threads.
 """
 
 import importlib
@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
-from helpers import BENCHMARKS
 from hypothesis import settings
+
+# Before torch and numpy are loaded, and for the processes that tests start as well: as many test processes as cores run
+# at once, and threads that wait for each other by spinning take from the others what they do not use.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("fixed")
@@ -25,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="module")
 def benchmarks() -> Iterator[Callable[[str], ModuleType]]:
     """Modules of the benchmarks, by name."""
+    from helpers import BENCHMARKS
+
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module

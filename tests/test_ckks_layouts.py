@@ -445,7 +445,7 @@ class Live:
 
 
 TINY = ModelConfig("tiny", 4, 3, 8, 2, 16, 1, 3)
-PAIR = ModelConfig("pair", 2, 3, 8, 2, 16, 1, 3)
+PAIR = ModelConfig("pair", 2, 3, 4, 2, 6, 1, 3)
 """Two tokens and three classes: more than one ciphertext of results."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import failed, run
+from commands import failed, run
 
 from secureattn import load_model, load_protocol, make_plan
 from secureattn.commands import plan_tables

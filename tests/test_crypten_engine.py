@@ -34,7 +34,7 @@ from secureattn.backends.crypten.planning import NullRuntime
 from secureattn.backends.crypten.tensor import MpcTensor
 from secureattn.backends.crypten.transport import Mesh
 from secureattn.backends.crypten.truncation import truncate
-from secureattn.errors import CapabilityError, EngineError, InputError, ProtocolError
+from secureattn.errors import EngineError, InputError, ProtocolError
 from secureattn.events import Recorder
 from secureattn.series import FourierSeries
 
@@ -433,8 +433,6 @@ def fails(backend: MpcBackend, directory: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         elif how == "raise":
             raise ValueError("a party's own\ntrouble")
-        elif how == "capability":
-            raise CapabilityError("gelu needs what there is not")
         elif how == "protocol":
             raise ProtocolError("the run", ["one", "two"])
         elif how == "unpicklable":
@@ -640,7 +638,6 @@ def test_every_value_has_room(monkeypatch: pytest.MonkeyPatch, name: str) -> Non
     [
         ("kill", EngineError, "party 1 was killed by signal 9 (SIGKILL)"),
         ("raise", EngineError, "party 1 failed: ValueError: a party's own trouble"),
-        ("capability", CapabilityError, "gelu needs what there is not"),
         ("protocol", ProtocolError, "the run: one; two"),
         ("unpicklable", InputError, "party 1 returned what cannot be brought back"),
         ("hang", EngineError, "party 1 did not finish within 15 s; party 0"),

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import failed, run
 from helpers import assert_close
-from test_cli import failed, run
 
 from secureattn import load_model, load_protocol
 from secureattn.errors import CapabilityError, InputError, PlanError, SecureAttnError

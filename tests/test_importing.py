@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import failed, run
+from commands import failed, run
 from test_huggingface import SMALL, TEXT, VOCABULARY, filled
 
 from secureattn import load_model

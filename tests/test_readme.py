@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pages
 import pytest
@@ -82,9 +84,18 @@ def test_a_new_command_is_found_and_a_wrong_one_is_noticed() -> None:
     assert known.unknown("secureattn plann MODEL") == ["plann"]
 
 
-@pytest.mark.parametrize(
-    "command", [*known.FAST, *(pytest.param(command, marks=pytest.mark.slow) for command in known.SLOW)]
-)
+@pytest.mark.parametrize("command", known.FAST)
+def test_a_quick_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *arguments = shlex.split(command)
+    assert name == "secureattn"
+    done = commands.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", known.SLOW)
 def test_a_command_runs(command: str, tmp_path: Path) -> None:
     if "generate" in command and importlib.util.find_spec("crypten") is None:
         pytest.skip("crypten is not installed")

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import failed
 from helpers import assert_close
 from service import NOISE, SAMPLES, Running, Small, free_port, running, small
 
@@ -64,6 +65,14 @@ def tokens(of: Small) -> dict[str, str]:
 def server(of: Small, tokens: dict[str, str]) -> Iterator[Running]:
     limits = ("--jobs", 2, "--waiting", 3, "--key-sets", 4, "--answer-time", 30)
     with running(of, "--tokens-file", of.folder / "tokens", *limits) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def plain(of: Small, owner: Owner) -> Iterator[Running]:
+    """A server of one worker, open to all, that has the owner's keys."""
+    with running(of) as found:
+        give_keys(found, "", owner)
         yield found
 
 
@@ -186,7 +195,8 @@ def test_the_process_that_listens_loads_no_engine(server: Running) -> None:
 @pytest.mark.parametrize("kept", [True, False], ids=["state kept", "state lost"])
 def test_a_server_killed_in_the_middle(of: Small, owner: Owner, tmp_path: Path, kept: bool) -> None:
     """With its state kept the job is begun again and the result is right; without, the client hears that it is lost."""
-    port, inputs, asked = free_port(), of.inputs(5), threading.Event()
+    port, inputs = free_port(), of.inputs(5)
+    asked, killed = threading.Event(), threading.Event()
     state = ("--state", tmp_path) if kept else ()
     outcome: dict[str, Any] = {}
 
@@ -195,7 +205,7 @@ def test_a_server_killed_in_the_middle(of: Small, owner: Owner, tmp_path: Path, 
             super()._answer(*arguments)
             if not asked.is_set():
                 asked.set()
-                time.sleep(1)  # the server is killed now, in the middle of an evaluation
+                assert killed.wait(60)  # in the middle of an evaluation
 
     def infer(url: str) -> None:
         try:
@@ -210,6 +220,7 @@ def test_a_server_killed_in_the_middle(of: Small, owner: Owner, tmp_path: Path, 
         client.start()
         assert asked.wait(60)
         first.end(signal.SIGKILL)
+        killed.set()
         with running(of, *state, port=port):
             client.join(120)
     assert not client.is_alive()
@@ -220,37 +231,43 @@ def test_a_server_killed_in_the_middle(of: Small, owner: Owner, tmp_path: Path, 
         assert "the server forgets those that are long over: send it again" in outcome["error"]
 
 
-def test_a_worker_that_dies_is_replaced_and_its_job_begun_again(of: Small, owner: Owner) -> None:
+def test_a_worker_that_dies_is_replaced_and_its_job_begun_again(of: Small, owner: Owner, plain: Running) -> None:
     """Once; where it dies each time, the client hears of it."""
-    with running(of) as server, http(server) as client:
-        give_keys(server, "", owner)
+    with http(plain) as client:
+        before = worker_deaths(client)
         job = put_job(client, query_file(of, owner, 6))
         wait_for(client, job, lambda told: told["round"] == 1)
-        (worker,) = server.workers()
+        (worker,) = plain.workers()
         os.kill(worker, signal.SIGKILL)
         again = wait_for(client, job, lambda told: told["tries"] == 2 and told["round"] == 1)
         assert again["state"] == "running"
-        (worker,) = server.workers()
+        (worker,) = plain.workers()
         os.kill(worker, signal.SIGKILL)
         failed = wait_for(client, job, lambda told: told["state"] == "failed")
         assert "its process died 2 times; memory may have run out" in failed["error"]
-        assert "worker_deaths_total 2.0" in client.get("/metrics").text
-        with Connection(server.url) as connection:
-            found = connection.infer(owner, of.inputs(6))
+        assert worker_deaths(client) - before == 2
+    with Connection(plain.url) as connection:
+        found = connection.infer(owner, of.inputs(6))
     assert_close(found, of.clear(of.inputs(6)), NOISE, "by another worker")
 
 
-def test_workers_that_die_between_jobs_are_replaced_at_once(of: Small, owner: Owner) -> None:
+def worker_deaths(client: httpx2.Client) -> float:
+    found = re.search(r"^secureattn_worker_deaths_total (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+def test_workers_that_die_between_jobs_are_replaced_at_once(of: Small, owner: Owner, plain: Running) -> None:
     """No job has to meet them first, and none pays for it with a try."""
-    with running(of) as server, http(server) as client:
-        give_keys(server, "", owner)
-        (killed,) = server.workers()
-        os.kill(killed, signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while killed in server.workers() and time.monotonic() < deadline:
-            time.sleep(0.05)
+    (killed,) = plain.workers()
+    os.kill(killed, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while killed in plain.workers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with http(plain) as client:
         job = put_job(client, query_file(of, owner, 17))
         assert wait_for(client, job, lambda told: told["round"] == 1)["tries"] == 1
+        assert client.delete(f"/v1/jobs/{job}").status_code == 204
 
 
 def test_a_server_that_is_told_to_end_loses_nothing(of: Small, owner: Owner, tmp_path: Path) -> None:
@@ -635,21 +652,18 @@ def test_nothing_that_its_own_description_allows_or_forbids_makes_it_fail(
         (["--plan", "nowhere.json"], "cannot be read as a plan"),
     ],
 )
-def test_what_cannot_be_served_is_refused_in_one_line(of: Small, tmp_path: Path, options: list[str], said: str) -> None:
+def test_what_cannot_be_served_is_refused_in_one_line(
+    of: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
     plan = [] if "--plan" in options else ["--plan", str(of.plan_file)]
-    command = [sys.executable, "-m", "secureattn.cli", "serve", *of.names, *plan, "--port", "0", *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    assert said in failed("serve", *of.names, *plan, "--port", "0", *options)
 
 
 def test_a_port_that_is_taken(of: Small, server: Running) -> None:
     port = server.url.rpartition(":")[2]
-    command = [sys.executable, "-m", "secureattn.cli", "serve", *of.names, "--plan", str(of.plan_file), "--port", port]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "cannot be listened at (Address already in use); choose another" in done.stderr.splitlines()[-1]
+    said = failed("serve", *of.names, "--plan", of.plan_file, "--port", port)
+    assert "cannot be listened at (Address already in use); choose another" in said
 
 
 def test_a_client_with_other_keys_or_no_server_hears_so(of: Small, server: Running, tmp_path: Path) -> None:
