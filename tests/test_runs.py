@@ -481,7 +481,7 @@ def test_all_held_out_images(model: str, protocol: str, error: float) -> None:
     # Local truncation errs grossly in about one of 100 runs of this size, 1.6e7 truncations at 2^-31 each.
     gross = 1 if protocol == "crypten" else 0
     kept = np.abs(run.outputs - wanted).max(-1).argsort()[: 360 - gross]
-    assert_close(run.outputs[kept], wanted[kept], error, "what issue 2 promises for every run")
+    assert_close(run.outputs[kept], wanted[kept], error, "the bound of every encrypted run")
     made = plan(model, protocol, 360)
     recorders = (made.ckks.recorder,) if made.ckks else made.mpc.recorders if made.mpc else ()
     for party, recorder in zip(run.parties, recorders, strict=True):
