@@ -660,6 +660,14 @@ def test_what_cannot_be_served_is_refused_in_one_line(
     assert said in failed("serve", *of.names, *plan, "--port", "0", *options)
 
 
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """40 ms of each, on systems that delay them."""
+    with Place("127.0.0.1", 0).bind() as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_port_that_is_taken(of: Small, server: Running) -> None:
     port = server.url.rpartition(":")[2]
     said = failed("serve", *of.names, "--plan", of.plan_file, "--port", port)

@@ -44,7 +44,10 @@ class Place:
         """A socket that listens here; InputError where that cannot be."""
         try:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            return socket.create_server((self.host, self.port), family=family, backlog=_CONNECTIONS)
+            found = socket.create_server((self.host, self.port), family=family, backlog=_CONNECTIONS)
+            # asyncio does so for sockets that name their protocol; without, answers wait 40 ms for acknowledgements
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return found
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise InputError(f"{self.url} cannot be listened at ({reason}); choose another port or address") from error
