@@ -473,10 +473,16 @@ def test_a_job_that_takes_more_memory_than_allowed_is_ended(of: Small, owner: Ow
     command = [sys.executable, "-c", LIMITED, *of.names, str(of.plan_file), str(tmp_path), str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            with Connection(f"http://127.0.0.1:{port}") as connection:
-                connection.give_keys(owner)
-                with pytest.raises(EngineError, match="it took more than 100 MiB of memory; send fewer inputs"):
-                    connection.infer(owner, of.inputs(14))
+            url = f"http://127.0.0.1:{port}"
+            with httpx2.Client(base_url=url) as client:
+
+                def until_it_failed(path: str) -> None:  # a small job would be done before anybody looks
+                    wait_for(client, path.rpartition("/")[2], lambda told: told["state"] == "failed")
+
+                with Watched(url, asked=until_it_failed) as connection:
+                    connection.give_keys(owner)
+                    with pytest.raises(EngineError, match="it took more than 100 MiB of memory; send fewer inputs"):
+                        connection.infer(owner, of.inputs(14))
             for head in (b"", b"GET /health HTTP/1.1\r\nHost: x", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"):
                 with socket.create_connection(("127.0.0.1", port), 30) as slow:
                     slow.sendall(head)
