@@ -19,7 +19,7 @@ from secureattn.deploy.server.places import Place, Places
 from secureattn.deploy.server.queue import Queue
 from secureattn.deploy.server.settings import Limits
 from secureattn.deploy.server.store import DONE, FAILED, KEY_FILES, QUEUED, RUNNING, Job, Store
-from secureattn.errors import SecureAttnError
+from secureattn.errors import InputError, SecureAttnError
 
 _SWEEP_S = 30.0
 _KEYS = re.compile(r"[0-9a-f]{32}")
@@ -190,13 +190,17 @@ class Service:
     async def answer(self, job: Job, number: int, upload: Path) -> None:
         """An answer that was uploaded; InputError where it answers something else, and the job goes on waiting."""
         request = self.request(job, number)
-        await asyncio.to_thread(self._check_answer, job, request, upload)
+        try:
+            await asyncio.to_thread(self._check_answer, job, request, upload)
+        except InputError:
+            self.request(job, number)  # who shares the slots may have answered meanwhile
+            raise
         self.request(job, number)
         upload.replace(answer_path(self.queue.folder(job), number))
         await self.queue.answer(job)
 
     def _check_answer(self, job: Job, request: Path, upload: Path) -> None:
-        with opened(request) as asked:
+        with opened(request, name="the request") as asked:
             note = asked.note
         with opened(upload, name="the answer") as answer:
             check_answer(answer, self.offer.label(ANSWER, job.keys), note)
