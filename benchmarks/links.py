@@ -10,6 +10,7 @@ a protocol, a thousand a turn. Beside it, what AES-256-GCM alone takes for the l
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -57,29 +58,28 @@ def exchanges(setting: Setting) -> dict[str, Any]:
 def _exchanged(rank: int, folder: str, ports: Mapping[str, int], large: int, turns: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     identity = Identity.load(Path(folder), ROLES[rank])
-    meetings, meshes = {}, {}
-    for kind in KINDS:
-        address = Address("127.0.0.1", ports[kind])
-        meetings[kind] = Meeting(address, rank, ROLES, wait_s=_WAIT_S, identity=identity if kind == "tls" else None)
-        meetings[kind].agree({})
-        meshes[kind] = Mesh.connect(meetings[kind].store, rank=rank, size=len(ROLES), links=meetings[kind].links)
     sizes = {"large": (large, 1), "small": (SMALL_BYTES, ROUNDS)}
     seconds: dict[str, dict[str, list[float]]] = {size: {kind: [] for kind in KINDS} for size in sizes}
-    for size, (count, times) in sizes.items():
-        own = torch.zeros(count // 8, dtype=torch.int64)
-        for turn in range(-1, turns):  # the first is a warm-up
-            for kind in KINDS if turn % 2 else reversed(KINDS):
-                mesh = meshes[kind]
-                mesh.barrier([1 - rank])
-                start = time.perf_counter()
-                for _ in range(times):
-                    list(mesh.exchange(own, [1 - rank]))
-                if turn >= 0:
-                    seconds[size][kind].append((time.perf_counter() - start) / times)
-    for kind in KINDS:
-        meshes[kind].__exit__(None, None, None)
-        meetings[kind].over()
-        meetings[kind].__exit__(None, None, None)
+    with contextlib.ExitStack() as ending:
+        meshes = {}
+        for kind in KINDS:
+            address, proof = Address("127.0.0.1", ports[kind]), identity if kind == "tls" else None
+            meeting = ending.enter_context(Meeting(address, rank, ROLES, wait_s=_WAIT_S, identity=proof))
+            ending.callback(meeting.over)
+            meeting.agree({})
+            mesh = Mesh.connect(meeting.store, rank=rank, size=len(ROLES), links=meeting.links)
+            meshes[kind] = ending.enter_context(mesh)
+        for size, (count, times) in sizes.items():
+            own = torch.zeros(count // 8, dtype=torch.int64)
+            for turn in range(-1, turns):  # the first is a warm-up
+                for kind in KINDS if turn % 2 else reversed(KINDS):
+                    mesh = meshes[kind]
+                    mesh.barrier([1 - rank])
+                    start = time.perf_counter()
+                    for _ in range(times):
+                        list(mesh.exchange(own, [1 - rank]))
+                    if turn >= 0:
+                        seconds[size][kind].append((time.perf_counter() - start) / times)
     return seconds
 
 
